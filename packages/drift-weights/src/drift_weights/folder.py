@@ -1,0 +1,129 @@
+"""A data set on disk: Parquet shards and, written last, the `drift.json` that vouches for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drift_weights.schema import FORMAT_VERSION, SCHEMAS, check
+
+MANIFEST = "drift.json"
+ROW_GROUP = 8192
+"""Rows of a Parquet row group; small enough to stream."""
+
+
+def write_folder(
+    path: Path, table: pa.Table, kind: str, manifest: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write one table and its manifest as a folder that appears whole or not at all.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty, unless `overwrite`.
+        table: fits the schema of `kind`.
+        kind: `trajectories` or `weighted`.
+        manifest: what the data were made from; format, kind, counts and hashes are added.
+
+    Raises:
+        ValueError: the table does not fit its schema.
+        FileExistsError: the folder holds something and `overwrite` is off.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    checked = check(table, SCHEMAS[kind], source=f"the {kind} table for {path}")
+    scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "data").mkdir(parents=True)
+    shard = scratch / "data" / "part-00000.parquet"
+    pq.write_table(checked, shard, compression="zstd", row_group_size=ROW_GROUP)
+    entry = {"file": "data/part-00000.parquet", "rows": checked.num_rows, "sha256": file_sha256(shard)}
+    full = {
+        "format": FORMAT_VERSION,
+        "kind": kind,
+        "made_by": {"drift-weights": version("drift-weights")},
+        **manifest,
+        "rows": checked.num_rows,
+        "shards": [entry],
+    }
+    write_json(scratch / MANIFEST, full)
+    if path.exists():
+        shutil.rmtree(path)
+    scratch.rename(path)
+    return path
+
+
+def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a folder of `kind`, with every shard's hash verified.
+
+    Returns:
+        The table, checked against its schema, and the manifest.
+
+    Raises:
+        ValueError: another kind or major format, a shard that is missing or not the one vouched for.
+        FileNotFoundError: no manifest there.
+    """
+    manifest = read_manifest(path)
+    if manifest["kind"] != kind:
+        raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}")
+    tables = []
+    for shard in manifest["shards"]:
+        file = path / shard["file"]
+        if not file.is_file():
+            raise ValueError(f"{path}: shard {shard['file']} is missing; fetch or write the folder again")
+        if file_sha256(file) != shard["sha256"]:
+            raise ValueError(f"{file} is not the file that {MANIFEST} vouches for (sha256 differs)")
+        tables.append(pq.read_table(file))
+    return check(pa.concat_tables(tables), SCHEMAS[kind], source=str(path)), manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+        FileNotFoundError: no drift.json there.
+        ValueError: not a manifest, or of a major format that this version cannot read.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {MANIFEST}; it is no folder of drift data")
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not {"format", "kind", "shards"} <= manifest.keys():
+        raise ValueError(f"{file} is no manifest: format, kind and shards are needed")
+    if str(manifest["format"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise ValueError(f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade")
+    return manifest
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder with a manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        FileExistsError: `path` holds something and `overwrite` is off.
+    """
+    taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another output or pass --overwrite")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that reads well and, for equal content, is equal byte for byte. NaN is refused."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
