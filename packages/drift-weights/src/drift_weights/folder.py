@@ -43,7 +43,11 @@ def write_folder(
     (scratch / "data").mkdir(parents=True)
     shard = scratch / "data" / "part-00000.parquet"
     pq.write_table(checked, shard, compression="zstd", row_group_size=ROW_GROUP)
-    entry = {"file": "data/part-00000.parquet", "rows": checked.num_rows, "sha256": file_sha256(shard)}
+    entry = {
+        "file": "data/part-00000.parquet",
+        "rows": checked.num_rows,
+        "sha256": file_sha256(shard),
+    }
     full = {
         "format": FORMAT_VERSION,
         "kind": kind,
@@ -97,7 +101,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not {"format", "kind", "shards"} <= manifest.keys():
         raise ValueError(f"{file} is no manifest: format, kind and shards are needed")
     if str(manifest["format"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise ValueError(f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade")
+        raise ValueError(
+            f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade"
+        )
     return manifest
 
 

@@ -58,7 +58,8 @@ def trajectory_return(
     _refuse(unique < 0, "unique", unique, "must not be negative")
     _refuse(~np.isfinite(penalty), "penalty", penalty, "must be finite")
     share = np.divide(unique, counted, out=np.zeros(rows), where=counted > 0)
-    return solved * np.power(float(gamma), length - 1.0) - lam * (1.0 - share) + penalty
+    success = solved * np.power(float(gamma), length - 1.0)
+    return np.asarray(success - lam * (1.0 - share) + penalty, dtype=np.float64)
 
 
 def check_gamma(gamma: float) -> None:

@@ -160,7 +160,7 @@ class Trajectory:
 
 
 def prompt_id(messages: Sequence[Message], target: str | None) -> str:
-    """sha256 of the UTF-8 JSON {messages, target}, sorted keys, no spaces: stable under shuffles and merges."""
+    """sha256 of the UTF-8 JSON {messages, target}, sorted keys, no spaces: stable under shuffles."""
     content = {
         "messages": [{"content": m.content, "role": m.role} for m in messages],
         "target": target,

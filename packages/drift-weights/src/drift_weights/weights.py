@@ -1,11 +1,15 @@
-"""Group-normalised importance weights and resampling. Suffix legend: N rows, K rows of a group, G groups."""
+"""Group-normalised importance weights and resampling.
+
+Suffix legend: N rows, K rows of a group, G groups.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +20,11 @@ BETA = 0.1
 _BITS = 60
 """Fixed-point fraction bits of a resampling position; a weight's own last bit is 2^-52 of it."""
 
-Groups = Sequence[Hashable] | NDArray[Any] | pa.Array | pa.ChunkedArray
+Groups = Any
+"""One key a row: a sequence of hashables, a NumPy array, an Arrow array or chunked array."""
 
 
-def group_weights(
-    return_N: ArrayLike, group_N: Groups, *, beta: float = BETA
-) -> NDArray[np.float64]:
+def group_weights(return_N: ArrayLike, group_N: Groups, *, beta: float = BETA) -> NDArray[np.float64]:
     """Exponential tilt of each trajectory over its group's mean.
 
     w_i = exp(R_i/β) / Ẑ,  Ẑ = (1/K) Σ_j exp(R_j/β) over the K rows of the group (eq. 13).
@@ -57,7 +60,7 @@ def group_weights(
     with np.errstate(over="ignore", under="ignore"):
         tilt_N = np.exp((returns - max_G[code_N]) / beta)
     total_G = group_sums(tilt_N, code_N, len(keys))
-    return tilt_N * size_G[code_N] / total_G[code_N]
+    return np.asarray(tilt_N * size_G[code_N] / total_G[code_N], dtype=np.float64)
 
 
 def effective_sample_size(
@@ -141,9 +144,7 @@ def check_beta(beta: float) -> None:
         raise ValueError(f"beta must be finite and above 0, got {beta}")
 
 
-def group_codes(
-    group_N: Groups, *, rows: int | None = None
-) -> tuple[NDArray[np.int64], list[Hashable]]:
+def group_codes(group_N: Groups, *, rows: int | None = None) -> tuple[NDArray[np.int64], list[Hashable]]:
     """Number the groups in order of first appearance.
 
     Returns:
@@ -174,8 +175,7 @@ def group_sums(value_N: NDArray[np.float64], code_N: NDArray[np.int64], groups: 
     order_N = np.argsort(code_N, kind="stable")
     bounds = np.searchsorted(code_N[order_N], np.arange(groups + 1)).tolist()
     sorted_N = value_N[order_N].tolist()
-    starts_ends = zip(bounds, bounds[1:], strict=False)
-    return np.fromiter((math.fsum(sorted_N[a:b]) for a, b in starts_ends), np.float64, groups)
+    return np.fromiter((math.fsum(sorted_N[a:b]) for a, b in pairwise(bounds)), np.float64, groups)
 
 
 def _object_codes(group_N: Iterable[Any]) -> tuple[NDArray[np.int64], list[Hashable]]:

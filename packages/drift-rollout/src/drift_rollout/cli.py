@@ -1,0 +1,123 @@
+"""drift-rollout sample: the command line; it parses, calls and prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from drift_rollout.engine import Sampling
+from drift_rollout.problems import ProblemSet, load_problems
+from drift_rollout.prompts import TEMPLATES, PromptTemplate
+from drift_rollout.protocol import Protocol
+from drift_rollout.run import rollout
+from drift_rollout.sampler import RolloutConfig
+from drift_rollout.verify import VERIFIERS
+from drift_weights.types import Trajectory
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        auto_cli({"sample": sample}, args=args, as_positional=True)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(2)
+
+
+def sample(
+    problems: Path,
+    model: str,
+    out: Path,
+    *,
+    prompt: str | PromptTemplate = "rollout-metamath",
+    verifier: Literal["exact", "choice"] = "exact",
+    question: str = "problem",
+    answer: str = "answer",
+    samples: int = 16,
+    protocol: Protocol = Protocol(),
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    round: int = 0,
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Sample K correction dialogues a problem from a frozen policy; a killed run goes on where it was.
+
+    Args:
+        problems: a .jsonl or .parquet file with a question and an answer column.
+        model: a folder or Hub id of a causal language model with a chat template.
+        out: folder for the journal and, when all is sampled, `trajectories/`.
+        prompt: a template of D.7 by name, or one of your own with `user` and `system`.
+        verifier: how answers are judged.
+        question: column with the problem's text.
+        answer: column with the gold answer.
+        samples: K, trajectories a problem.
+        protocol: turn budget T and feedback f.
+        sampling: temperature, top_p and tokens a response.
+        seed: of the run; every turn derives its own.
+        round: rollout round; groups of different rounds never mix.
+        device: cpu, cuda or auto.
+        dry_run: print what would be done and load no model.
+    """
+    console = Console()
+    template = _template(prompt)
+    config = RolloutConfig(samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round)
+    found = load_problems(
+        problems, template, question=question, answer=answer, max_turns=protocol.max_turns
+    )
+    _print_plan(console, found, config)
+    if dry_run:
+        return
+    from drift_rollout.engines.transformers import TransformersEngine
+
+    engine = TransformersEngine(model, device=device)
+    with _progress(console) as bar:
+        task = bar.add_task("sampling", total=samples * len(found.problems))
+
+        def on_finished(batch: Sequence[Trajectory]) -> None:
+            bar.advance(task, len(batch))
+
+        about = {"prompt": asdict(template)}
+        folder = rollout(
+            found, engine, VERIFIERS[verifier], config, out, about=about, on_finished=on_finished
+        )
+    engine.close()
+    console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False)
+
+
+def _template(prompt: str | PromptTemplate) -> PromptTemplate:
+    if isinstance(prompt, PromptTemplate):
+        return prompt
+    if prompt not in TEMPLATES:
+        raise ValueError(
+            f"prompt {prompt!r} is no template; choose {', '.join(TEMPLATES)} or give your own"
+        )
+    return TEMPLATES[prompt]
+
+
+def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> None:
+    count = len(found.problems)
+    repeated = f" ({found.repeated} repeated rows are left out)" if found.repeated else ""
+    turns, tokens = config.protocol.max_turns, config.sampling.max_new_tokens
+    console.print(
+        f"{count} problems{repeated} × {config.samples} samples = {count * config.samples} trajectories, "
+        f"at most {turns} turns of {tokens} tokens each",
+        highlight=False,
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

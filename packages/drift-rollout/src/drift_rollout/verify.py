@@ -1,0 +1,98 @@
+"""From a response to a verdict: the answer grammar, and the verifiers `exact` and `choice`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from drift_weights.types import Verdict
+
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_LETTER = re.compile(r"[\s(\[]*([A-J])[\s)\].:]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """What a verifier says of one response."""
+
+    answer: str | None
+    """The canonical answer; None when malformed."""
+    verdict: Verdict
+
+
+class Verifier(Protocol):
+    """V(y) ∈ {0, 1} of eq. 21, deterministic: the same response and target give the same verdict."""
+
+    @property
+    def name(self) -> str:
+        """Name and version, as the manifest records it."""
+
+    def verify(self, response: str, target: str) -> Verified:
+        """Judge one response against the gold answer."""
+
+
+def extract_answer(response: str) -> str | None:
+    """The one answer of a response, or None when it is malformed.
+
+    The grammar: exactly one complete <answer>…</answer> in the whole response, behind the last
+    </think>. None, several, one inside thinking, a stray tag, or a <think> that never closes is
+    malformed.
+    """
+    if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
+        return None
+    start, end = response.index(_OPEN), response.index(_CLOSE)
+    thought_end = response.rfind("</think>")
+    unclosed = response.rfind("<think>") > thought_end
+    if end < start or start < thought_end or unclosed:
+        return None
+    return response[start + len(_OPEN) : end].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class ExactVerifier:
+    """Equality of lower-cased text without white space, the rule behind the paper's numbers."""
+
+    name: str = "exact/1"
+
+    def verify(self, response: str, target: str) -> Verified:
+        """Correct if and only if answer and target are equal in lower case without white space."""
+        found = extract_answer(response)
+        if found is None:
+            return Verified(answer=None, verdict="malformed")
+        answer = _squeeze(found)
+        return Verified(answer=answer, verdict="correct" if answer == _squeeze(target) else "wrong")
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceVerifier:
+    """One option letter A-J, case-sensitive; brackets, a full stop or a colon around it are tolerated.
+
+    Anything else ("A or B", "I think B", "b") is malformed, so no letter is ever picked out of prose.
+    """
+
+    name: str = "choice/1"
+
+    def verify(self, response: str, target: str) -> Verified:
+        """Correct if and only if the answer is the target's letter.
+
+        Raises:
+            ValueError: the target is no single letter A-J.
+        """
+        gold = _LETTER.fullmatch(target)
+        if gold is None:
+            raise ValueError(f"the target of a choice must be one letter A-J, got {target!r}")
+        found = extract_answer(response)
+        letter = None if found is None else _LETTER.fullmatch(found)
+        if letter is None:
+            return Verified(answer=None, verdict="malformed")
+        answer = letter.group(1)
+        return Verified(answer=answer, verdict="correct" if answer == gold.group(1) else "wrong")
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
+VERIFIERS: dict[str, Verifier] = {"exact": ExactVerifier(), "choice": ChoiceVerifier()}
+"""The verifiers by the name that a configuration uses."""

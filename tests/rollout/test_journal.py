@@ -1,0 +1,142 @@
+"""Nothing that was committed is lost, and nothing is doubled."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drift_rollout import Completion, ExactVerifier, Journal, RolloutConfig, ScriptedEngine, make_problem
+from drift_rollout.problems import problem_set
+from drift_rollout.protocol import Protocol
+from drift_rollout.run import rollout
+from drift_rollout.sampler import sample, sample_to_journal
+from drift_weights import Message, read_folder
+
+CONFIG = RolloutConfig(samples=3, protocol=Protocol(max_turns=4), seed=5)
+PROBLEMS = [make_problem((Message(role="user", content=f"q{n}"),), str(n % 3)) for n in range(7)]
+
+
+def answer_by_seed(request) -> Completion:
+    return Completion(id=request.id, text=f"<answer> {request.seed % 3} </answer>")
+
+
+def engine(**options) -> ScriptedEngine:
+    return ScriptedEngine(answer_by_seed, **options)
+
+
+class Stop(Exception):
+    """Stands for a run that dies."""
+
+
+def dying(calls: int) -> ScriptedEngine:
+    left = [calls]
+
+    def script(request) -> Completion:
+        if left[0] == 0:
+            raise Stop
+        left[0] -= 1
+        return answer_by_seed(request)
+
+    return ScriptedEngine(script)
+
+
+@given(st.lists(st.integers(0, 40), max_size=4), st.integers(1, 5))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_interruptions_give_the_uninterrupted_set(tmp_path_factory, calls, batch) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j.sqlite"
+    for count in calls:
+        with Journal(path, {"seed": 5}) as journal:
+            try:
+                sample_to_journal(journal, PROBLEMS, dying(count), ExactVerifier(), CONFIG)
+            except Stop:
+                pass
+    with Journal(path, {"seed": 5}) as journal:
+        sample_to_journal(journal, PROBLEMS, engine(batch=batch), ExactVerifier(), CONFIG)
+        resumed = list(journal.trajectories())
+    straight = sorted(sample(PROBLEMS, engine(), ExactVerifier(), CONFIG), key=lambda t: t.key)
+    assert resumed == straight
+
+
+def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", {"seed": 1, "policy": "a"}).close()
+    with pytest.raises(ValueError, match=r"policy: 'a' before, 'b' now"):
+        Journal(tmp_path / "j", {"seed": 1, "policy": "b"})
+
+
+def test_a_scored_key_is_never_replaced(tmp_path: Path) -> None:
+    trajectories = list(sample(PROBLEMS, engine(), ExactVerifier(), CONFIG))
+    with Journal(tmp_path / "j", {}) as journal:
+        journal.add(trajectories[:2])
+        with pytest.raises(ValueError, match="in the journal already"):
+            journal.add(trajectories[1:])
+        assert journal.scored_keys() == {t.key for t in trajectories[:2]}
+
+
+def test_an_engine_error_is_sampled_again(tmp_path: Path) -> None:
+    def failing(request) -> Completion:
+        return Completion(id=request.id, text="", finish_reason="error", error="out of memory")
+
+    with Journal(tmp_path / "j", {}) as journal:
+        sample_to_journal(journal, PROBLEMS, ScriptedEngine(failing), ExactVerifier(), CONFIG)
+        assert {t.ended for t in journal.trajectories()} == {"error"}
+        assert journal.scored_keys() == set()
+        sample_to_journal(journal, PROBLEMS, engine(), ExactVerifier(), CONFIG)
+        assert len(journal.scored_keys()) == 21
+        assert all(t.scored for t in journal.trajectories())
+
+
+def test_samples_and_problems_may_grow(tmp_path: Path) -> None:
+    small = problem_set(PROBLEMS[:3], source="small")
+    few = RolloutConfig(samples=2, protocol=CONFIG.protocol, seed=5)
+    rollout(small, engine(), ExactVerifier(), few, tmp_path)
+    grown = engine()
+    rollout(problem_set(PROBLEMS, source="all"), grown, ExactVerifier(), CONFIG, tmp_path)
+    table, manifest = read_folder(tmp_path / "trajectories", "trajectories")
+    assert table.num_rows == 21
+    assert manifest["rollout"]["samples"] == 3
+    first_turns = {r.id for r in grown.requests if r.id.endswith("/1")}
+    assert len(first_turns) == 21 - 6
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_journal import CONFIG, PROBLEMS, answer_by_seed
+from drift_rollout import ExactVerifier, Journal, ScriptedEngine
+from drift_rollout.sampler import sample_batches
+with Journal(Path({path!r}), {{}}) as journal:
+    for batch in sample_batches(PROBLEMS, ScriptedEngine(answer_by_seed), ExactVerifier(), CONFIG):
+        journal.add(batch)
+        for t in batch:
+            print(*t.key, flush=True)
+        if len(journal.scored_keys()) > 9:
+            print("ready", flush=True)
+            sys.stdin.read()
+"""
+
+
+def test_kill_9_loses_no_committed_trajectory(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    script = SCRIPT.format(here=str(Path(__file__).parent), path=str(path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    reported = []
+    for line in process.stdout:
+        if line.strip() == "ready":
+            break
+        reported.append(line.split())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    with Journal(path, {}) as journal:
+        kept = sorted([t.prompt_id, str(t.round), t.policy, str(t.sample)] for t in journal.trajectories())
+    assert len(kept) > 9
+    assert kept == sorted(reported)

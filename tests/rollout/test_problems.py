@@ -1,0 +1,80 @@
+"""Problems from files: identity, repetitions, contradictions, torn input."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drift_rollout.problems import load_problems, make_problem, metamath_math, problem_set
+from drift_rollout.prompts import PromptTemplate
+from drift_weights import Message
+
+BARE = PromptTemplate(system=None, user="{problem}")
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_identity_is_the_hash_of_the_content() -> None:
+    text = '{"messages":[{"content":"é?","role":"user"}],"target":"3"}'
+    made = make_problem((Message(role="user", content="é?"),), "3", {"level": 1})
+    assert made.prompt_id == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_jsonl_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
+    rows = [{"q": "1+1?", "gold": 2}, {"q": "1+2?", "gold": 3}, {"q": "1+1?", "gold": 2}]
+    lines = write(tmp_path / "p.jsonl", *map(json.dumps, rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    from_lines = load_problems(lines, BARE, question="q", answer="gold")
+    assert from_lines == load_problems(tmp_path / "p.parquet", BARE, question="q", answer="gold")
+    assert [(p.messages[0].content, p.target) for p in from_lines.problems] == [
+        ("1+1?", "2"),
+        ("1+2?", "3"),
+    ]
+    assert from_lines.repeated == 1
+
+
+def test_contradicting_golds_are_refused() -> None:
+    pair = [make_problem((Message(role="user", content="1+1?"),), gold) for gold in "23"]
+    with pytest.raises(ValueError, match=r"'1\+1\?': \['2', '3'\]"):
+        problem_set(pair, source="here")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"problem": "x", "answer": ', "line 2: not valid JSON"),
+        ('{"problem": "x"}', "row 1: field 'answer' is missing or empty"),
+        ('{"problem": "", "answer": "1"}', "row 1: field 'problem' is missing or empty"),
+        ("[1]", "line 2: expected a JSON object"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, says: str) -> None:
+    path = write(tmp_path / "p.jsonl", '{"problem": "a", "answer": "b"}', line)
+    with pytest.raises(ValueError, match=says) as error:
+        load_problems(path, BARE)
+    assert str(path) in str(error.value)
+
+
+def test_metamath_keeps_math_rows_and_reads_the_gold() -> None:
+    rows = [
+        {"type": "MATH_Rephrased", "query": "a?", "response": "so 7.\nThe answer is: 7"},
+        {"type": "GSM_AnsAug", "query": "b?", "response": "The answer is: 8"},
+        {
+            "type": "MATH_FOBAR",
+            "query": "c?",
+            "response": "x The answer is: no. The answer is: \\frac{1}{2}",
+        },
+    ]
+    found = metamath_math(rows, BARE)
+    assert [(p.messages[0].content, p.target) for p in found.problems] == [
+        ("a?", "7"),
+        ("c?", "\\frac{1}{2}"),
+    ]
+    with pytest.raises(ValueError, match="row 0"):
+        metamath_math([{"type": "MATH_SV", "query": "a?", "response": "seven"}], BARE)

@@ -1,0 +1,233 @@
+"""The loop around an engine: order, seeds, token truth, endings."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift_rollout import Completion, ExactVerifier, RolloutConfig, ScriptedEngine, make_problem, sample
+from drift_rollout.engine import Request, Sampling, turn_seed
+from drift_rollout.protocol import FEEDBACK, Protocol
+from drift_rollout.rendering import ChatRenderer
+from drift_weights import Message
+from tiny import bpe_tokenizer
+
+END, OTHER_STOP = "<|im_end|>", "<|endoftext|>"
+
+
+def problem(text: str = "what is 1 + 2", target: str = "3"):
+    return make_problem((Message(role="user", content=text),), target)
+
+
+def letters(tokenizer, text: str) -> list[int]:
+    """One id a character: never what encoding the text at once gives."""
+    return [i for character in text for i in tokenizer(character, add_special_tokens=False)["input_ids"]]
+
+
+def speaking(tokenizer, endings: list[str | None], answers: list[str]) -> Callable[[Request], Completion]:
+    """Answers the n-th turn with answers[n], character by character, ending with the given token or none."""
+
+    def script(request: Request) -> Completion:
+        turn = sum(m.role == "assistant" for m in request.messages)
+        text = f"so <answer> {answers[turn]} </answer>"
+        end = endings[turn]
+        ids = letters(tokenizer, text) + ([] if end is None else [tokenizer.convert_tokens_to_ids(end)])
+        return Completion(
+            id=request.id,
+            text=text,
+            token_ids=tuple(ids),
+            logprobs=tuple(-float(n) for n in range(len(ids))),
+            finish_reason="length" if end is None else "stop",
+        )
+
+    return script
+
+
+TOKENIZERS = [bpe_tokenizer(), bpe_tokenizer(pad=False), bpe_tokenizer(bos=True)]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["pad≠eos", "no pad", "bos"])
+@given(
+    endings=st.lists(st.sampled_from([END, OTHER_STOP, None]), min_size=4, max_size=4),
+    wrong=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_stored_ids_are_the_sampled_ids(tokenizer, endings, wrong) -> None:
+    answers = [str(10 + n) for n in range(wrong)] + ["3"] * 4
+    engine = ScriptedEngine(speaking(tokenizer, endings, answers), tokenizer=tokenizer)
+    config = RolloutConfig(samples=1, protocol=Protocol(max_turns=4))
+    (trajectory,) = sample([problem()], engine, ExactVerifier(), config)
+    ids = trajectory.token_ids
+
+    # The oracle: text pieces encoded one by one, sampled characters one by one, nothing rendered again.
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    first = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what is 1 + 2"}], tokenize=False, add_generation_prompt=True
+    )
+    expected, spans = encode(first), []
+    for turn in range(trajectory.length):
+        sampled = letters(tokenizer, f"so <answer> {answers[turn]} </answer>")
+        sampled += [] if endings[turn] is None else [tokenizer.convert_tokens_to_ids(endings[turn])]
+        spans.append((len(expected), len(expected) + len(sampled)))
+        expected += sampled
+        if turn + 1 < trajectory.length:
+            turn_end = [] if endings[turn] == END else [tokenizer.convert_tokens_to_ids(END)]
+            opening = f"\n<|im_start|>user\n{FEEDBACK}<|im_end|>\n<|im_start|>assistant\n"
+            expected += turn_end + encode(opening)
+    assert list(ids) == expected
+    assert list(trajectory.response_spans) == spans
+    decoded_again = tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
+    assert decoded_again != list(ids), "the test needs ids that do not survive decoding"
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["pad≠eos", "no pad", "bos"])
+def test_each_prompt_is_a_strict_prefix_of_the_next(tokenizer) -> None:
+    engine = ScriptedEngine(
+        speaking(tokenizer, [END, None, OTHER_STOP, END], list("4567")), tokenizer=tokenizer
+    )
+    config = RolloutConfig(samples=2, protocol=Protocol(max_turns=4))
+    list(sample([problem()], engine, ExactVerifier(), config))
+    by_id = {request.id: request for request in engine.requests}
+    followed = [r for r in engine.requests if r.continues is not None]
+    assert len(followed) == 2 * 3
+    for request in followed:
+        before = by_id[request.continues]
+        answered = engine._script(before).token_ids
+        known = (*before.token_ids, *answered)
+        assert request.token_ids[: len(known)] == known
+        assert len(request.token_ids) > len(known)
+
+
+def test_one_bos_only() -> None:
+    tokenizer = bpe_tokenizer(bos=True)
+    ids = ChatRenderer(tokenizer).prompt_ids(problem().messages)
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_logprobs_follow_the_spans() -> None:
+    tokenizer = bpe_tokenizer()
+    engine = ScriptedEngine(speaking(tokenizer, [END] * 4, ["9", "3"]), tokenizer=tokenizer)
+    (trajectory,) = sample([problem()], engine, ExactVerifier(), RolloutConfig(samples=1))
+    lengths = [end - start for start, end in trajectory.response_spans]
+    assert list(trajectory.logprobs) == [-float(n) for length in lengths for n in range(length)]
+
+
+def test_every_turn_has_a_seed_of_its_own() -> None:
+    engine = ScriptedEngine(lambda r: Completion(id=r.id, text="<answer> 9 </answer>"))
+    config = RolloutConfig(samples=16, seed=3)
+    list(sample([problem(), problem("other")], engine, ExactVerifier(), config))
+    seeds = [request.seed for request in engine.requests]
+    assert len(set(seeds)) == len(seeds) == 2 * 16 * 5
+    assert turn_seed(3, problem().prompt_id, 0, 7, 2) in seeds
+
+
+def test_k_rows_a_prompt_by_default() -> None:
+    engine = ScriptedEngine(lambda r: Completion(id=r.id, text="<answer> 3 </answer>"))
+    trajectories = list(sample([problem(), problem("other")], engine, ExactVerifier()))
+    assert sorted(t.sample for t in trajectories if t.prompt_id == problem().prompt_id) == list(range(16))
+    assert len(trajectories) == 32
+    assert {t.policy for t in trajectories} == {"scripted"}
+
+
+def test_the_papers_sampling_is_the_default() -> None:
+    config = RolloutConfig()
+    assert (config.samples, config.protocol.max_turns) == (16, 5)
+    assert config.sampling == Sampling(temperature=1.0, top_p=1.0, max_new_tokens=512)
+
+
+def test_no_turn_waits_for_another_trajectory() -> None:
+    """While one dialogue's first turn is held back, another may go through all of its turns."""
+    held = []
+
+    class Slow(ScriptedEngine):
+        def poll(self, timeout: float | None = None) -> list[Completion]:
+            slow = [r for r in self._queue if r.messages[0].content == "slow"]
+            if len(self._queue) > len(slow):
+                for request in slow:
+                    self._queue.remove(request)
+                held.extend(slow)
+            elif held:
+                self._queue.extend(held)
+                held.clear()
+            return super().poll(timeout)
+
+    engine = Slow(lambda r: Completion(id=r.id, text="<answer> 9 </answer>"), batch=1)
+    config = RolloutConfig(samples=1)
+    finished = list(sample([problem("slow"), problem("fast")], engine, ExactVerifier(), config))
+    assert [t.prompt[0].content for t in finished] == ["fast", "slow"]
+    assert [t.length for t in finished] == [5, 5]
+
+
+def test_in_flight_stays_near_the_engines_wish() -> None:
+    running = [0, 0]
+
+    class Counting(ScriptedEngine):
+        def submit(self, requests) -> None:
+            running[0] += len(requests)
+            running[1] = max(running)
+            super().submit(requests)
+
+        def poll(self, timeout: float | None = None) -> list[Completion]:
+            finished = super().poll(timeout)
+            running[0] -= len(finished)
+            return finished
+
+    engine = Counting(lambda r: Completion(id=r.id, text="<answer> 9 </answer>"), concurrency=8)
+    list(sample([problem(str(n)) for n in range(40)], engine, ExactVerifier(), RolloutConfig(samples=4)))
+    assert running[1] < 8 + 4
+
+
+def test_every_request_is_continued_or_released() -> None:
+    engine = ScriptedEngine(lambda r: Completion(id=r.id, text=f"<answer> {r.seed % 4} </answer>"))
+    list(sample([problem(str(n)) for n in range(9)], engine, ExactVerifier(), RolloutConfig(samples=3)))
+    continued = {r.continues for r in engine.requests if r.continues}
+    assert continued | set(engine.released) == {r.id for r in engine.requests}
+    assert continued.isdisjoint(engine.released)
+
+
+def test_a_failed_request_is_an_unscored_turn() -> None:
+    engine = ScriptedEngine(
+        lambda r: Completion(id=r.id, text="", finish_reason="error", error="lost"), tokenizer=TOKENIZERS[0]
+    )
+    (trajectory,) = sample([problem()], engine, ExactVerifier(), RolloutConfig(samples=1))
+    (turn,) = trajectory.turns
+    assert (turn.response, turn.verdict, turn.finish_reason) == ("", "error", "error")
+    assert (trajectory.ended, trajectory.scored) == ("error", False)
+
+
+def test_a_full_context_ends_the_dialogue() -> None:
+    tokenizer = bpe_tokenizer()
+    first = len(ChatRenderer(tokenizer).prompt_ids(problem().messages))
+    engine = ScriptedEngine(
+        speaking(tokenizer, [END] * 5, list("45678")), tokenizer=tokenizer, context_length=first + 60
+    )
+    (trajectory,) = sample([problem()], engine, ExactVerifier(), RolloutConfig(samples=1))
+    assert trajectory.ended == "context"
+    assert 1 <= trajectory.length < 5
+    assert trajectory.turns[-1].feedback is None
+    assert trajectory.response_spans[-1][1] == len(trajectory.token_ids)
+
+
+def test_problems_that_cannot_be_sampled_are_refused() -> None:
+    tokenizer = bpe_tokenizer()
+    engine = ScriptedEngine(speaking(tokenizer, [END], ["3"]), tokenizer=tokenizer, context_length=5)
+    with pytest.raises(ValueError, match="leaves no room"):
+        list(sample([problem()], engine, ExactVerifier()))
+    with pytest.raises(ValueError, match="appears twice"):
+        list(sample([problem(), problem()], ScriptedEngine(engine._script), ExactVerifier()))
+    with pytest.raises(ValueError, match="no target"):
+        list(
+            sample(
+                [make_problem(problem().messages, None)], ScriptedEngine(engine._script), ExactVerifier()
+            )
+        )
+
+
+def test_a_template_is_needed() -> None:
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="chat template"):
+        ChatRenderer(tokenizer)

@@ -1,0 +1,99 @@
+"""The answer grammar, and M7 for `exact` and `choice`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drift_rollout.verify import ChoiceVerifier, ExactVerifier, extract_answer
+
+PIECES = st.lists(
+    st.sampled_from(["<answer>", "</answer>", "<think>", "</think>", "7", " so ", "\n", "8"]), max_size=9
+)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<think> x </think> <answer> 7 </answer>", "7"),
+        ("<answer>7</answer>", "7"),
+        ("<answer></answer>", ""),
+        ("before <answer> a b </answer> after", "a b"),
+        ("</think><answer>7</answer>", "7"),
+        ("7", None),
+        ("<answer>7", None),
+        ("7</answer>", None),
+        ("</answer>7<answer>", None),
+        ("<answer>7</answer> <answer>7</answer>", None),
+        ("<answer><answer>7</answer></answer>", None),
+        ("<answer>7</answer></answer>", None),
+        ("<think><answer>7</answer></think>", None),
+        ("<answer>7</answer></think>", None),
+        ("<think> a </think> <think> <answer>7</answer>", None),
+        ("<answer>7</answer> <think> more", None),
+    ],
+)
+def test_grammar(response: str, answer: str | None) -> None:
+    assert extract_answer(response) == answer
+
+
+@given(PIECES)
+def test_only_one_answer_behind_all_thinking_is_ever_read(pieces: list[str]) -> None:
+    answer = extract_answer("".join(pieces))
+    # The oracle works on the list of pieces, not on the text.
+    opens = [i for i, p in enumerate(pieces) if p == "<answer>"]
+    closes = [i for i, p in enumerate(pieces) if p == "</answer>"]
+    thinks = [i for i, p in enumerate(pieces) if p == "<think>"]
+    ends = [i for i, p in enumerate(pieces) if p == "</think>"]
+    last_end = max(ends, default=-1)
+    whole = len(opens) == len(closes) == 1 and opens[0] < closes[0]
+    if whole and last_end < opens[0] and max(thinks, default=-1) <= last_end:
+        assert answer == "".join(pieces[opens[0] + 1 : closes[0]]).strip()
+    else:
+        assert answer is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "verdict", "canonical"),
+    [
+        (" X 7 ", "x7", "correct", "x7"),
+        ("\\frac{1}{2}", "\\FRAC {1} {2}", "correct", "\\frac{1}{2}"),
+        ("-3", "3", "wrong", "-3"),
+        ("", "3", "wrong", ""),
+    ],
+)
+def test_exact(answer: str, target: str, verdict: str, canonical: str) -> None:
+    judged = ExactVerifier().verify(f"<answer>{answer}</answer>", target)
+    assert (judged.verdict, judged.answer) == (verdict, canonical)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [("B", "correct"), ("(B)", "correct"), (" B. ", "correct"), ("B:", "correct"), ("C", "wrong")],
+)
+def test_choice_reads_one_letter(answer: str, verdict: str) -> None:
+    assert ChoiceVerifier().verify(f"<answer>{answer}</answer>", "B").verdict == verdict
+
+
+@pytest.mark.parametrize("answer", ["b", "A or B", "B, I think", "AB", "K", "", "3B", "B C"])
+def test_choice_never_picks_a_letter_out_of_prose(answer: str) -> None:
+    judged = ChoiceVerifier().verify(f"<answer>{answer}</answer>", "B")
+    assert (judged.verdict, judged.answer) == ("malformed", None)
+
+
+def test_choice_refuses_a_gold_that_is_no_letter() -> None:
+    with pytest.raises(ValueError, match="one letter"):
+        ChoiceVerifier().verify("<answer>B</answer>", "17")
+
+
+@pytest.mark.parametrize("verifier", [ExactVerifier(), ChoiceVerifier()])
+@given(responses=st.lists(PIECES.map("".join), min_size=1, max_size=5))
+def test_same_input_same_verdict_in_any_order(verifier: object, responses: list[str]) -> None:
+    forward = [verifier.verify(r, "B") for r in responses]
+    backward = [verifier.verify(r, "B") for r in reversed(responses)]
+    assert forward == backward[::-1]
+
+
+@pytest.mark.parametrize("verifier", [ExactVerifier(), ChoiceVerifier()])
+def test_a_response_without_answer_is_malformed(verifier: object) -> None:
+    judged = verifier.verify("no tags", "B")
+    assert (judged.verdict, judged.answer) == ("malformed", None)
