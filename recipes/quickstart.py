@@ -1,0 +1,423 @@
+"""DRIFT from end to end in minutes: a world, its policy, rollouts, weights, training, evaluation.
+
+    uv run recipes/quickstart.py                 one world, all methods
+    uv run recipes/quickstart.py --seeds 3       three worlds, each shown
+    uv run recipes/quickstart.py --quick         a small one, in about a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pyarrow as pa
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers import PreTrainedTokenizerFast
+
+from drift_eval import (
+    Comparison,
+    Scores,
+    compare_outcomes,
+    evaluate,
+    numbers,
+    outcomes,
+    score_outcomes,
+    score_table,
+    write_report,
+)
+from drift_rollout import ExactVerifier, Problem, Protocol, RolloutConfig, Sampling, sample
+from drift_rollout.engines.transformers import TransformersEngine
+from drift_rollout.problems import problem_set
+from drift_rollout.run import rollout
+from drift_train import WeightedDataModule, WeightedSFT, export
+from drift_weights import read_folder, select, to_table, weighted_turns, write_folder
+from drift_weights.cli import print_inspection
+from drift_weights.folder import write_json
+from drift_weights.inspection import inspect_outcomes
+from drift_weights.outcomes import outcomes_of_weighted
+from drift_weights.selections import Selection
+from toy_world import Splits, World, WorldConfig, make_model, make_tokenizer
+
+BATCH = 96
+RESPONSE_TOKENS = 16
+REFERENCE = "reference"
+DRIFT = "DRIFT, weights in the loss (paper)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How much of everything."""
+
+    reference_problems: int = 4800
+    reference_steps: int = 200
+    prompts: int = 1200
+    samples: int = 16
+    steps: int = 200
+    validation: int = 400
+    heldout: int = 1000
+
+
+QUICK = Scale(
+    reference_problems=2400, reference_steps=100, prompts=240, steps=40, validation=100, heldout=300
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One way to fine-tune on the same rollouts."""
+
+    name: str
+    selection: Selection
+    weighting: str
+    learning_rate: float
+    """Chosen by choose_rates.py on the validation split of a world that is not shown."""
+
+    @property
+    def folder(self) -> str:
+        """A name for files."""
+        return f"{self.selection}-{self.weighting}"
+
+
+METHODS = (
+    Method(name="SFT-5turn", selection="sft-5turn", weighting="none", learning_rate=2e-3),
+    Method(name="STaR-2turn", selection="star-2turn", weighting="none", learning_rate=2e-3),
+    Method(name="RFT", selection="rft", weighting="none", learning_rate=2e-3),
+    Method(name=DRIFT, selection="drift", weighting="loss", learning_rate=2e-3),
+    Method(name="DRIFT, resampled (ours)", selection="drift", weighting="resample", learning_rate=2e-3),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A world on disk: where it lies, its problems, and the tools that every step needs."""
+
+    folder: Path
+    world: World
+    splits: Splits
+    tokenizer: PreTrainedTokenizerFast
+    scale: Scale
+    progress: Progress
+
+    @property
+    def seed(self) -> int:
+        """The world's seed, which seeds training and rollouts too."""
+        return self.world.config.seed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a step took."""
+
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldResult:
+    """Everything measured in one world; scores and costs run over the reference and the methods."""
+
+    seed: int
+    names: tuple[str, ...]
+    scores: tuple[Scores, ...]
+    with_reference: tuple[Comparison | None, ...]
+    with_drift: tuple[Comparison | None, ...]
+    costs: dict[str, Cost]
+    weights: dict[str, Any]
+
+
+def main() -> None:
+    """Run the worlds asked for, print what came out, and leave every file in --out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1, help="worlds to run, each with its own everything")
+    parser.add_argument("--quick", action="store_true", help="a small world, in about a minute")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    options = parser.parse_args()
+    hush()
+    console = Console()
+    out = options.out.with_name(options.out.name + "-quick") if options.quick else options.out
+    results = []
+    for seed in range(options.seeds):
+        with world_stage(seed, QUICK if options.quick else Scale(), out / f"world-{seed}", console) as stage:
+            result = run_world(stage, console)
+        print_world(console, result)
+        results.append(result)
+    if len(results) > 1:
+        console.print(seeds_table(results))
+    write_json(out / "results.json", {"worlds": [result_numbers(result) for result in results]})
+    console.print(f"Every file is in {out}: trajectories, weighted turns, policies, pictures, results.json")
+
+
+def hush() -> None:
+    """One thread (two are slower on models this small), and no chatter of libraries between our lines."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def world_stage(seed: int, scale: Scale, folder: Path, console: Console) -> Iterator[Stage]:
+    """Build a world and its splits, with a progress display around what is done in it."""
+    console.rule(f"World {seed}")
+    world = World(WorldConfig(seed=seed))
+    splits = world.splits(
+        reference=scale.reference_problems,
+        rollout=scale.prompts,
+        validation=scale.validation,
+        heldout=scale.heldout,
+    )
+    columns = (
+        TextColumn("{task.description:<42}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Stage(
+            folder=folder,
+            world=world,
+            splits=splits,
+            tokenizer=make_tokenizer(world.config),
+            scale=scale,
+            progress=progress,
+        )
+
+
+def run_world(stage: Stage, console: Console) -> WorldResult:
+    """Reference, rollouts, weights, five methods, and greedy evaluation of all six policies."""
+    costs: dict[str, Cost] = {}
+    with timed(costs, REFERENCE):
+        reference = reference_policy(stage)
+    with timed(costs, "rollout"):
+        turns = rollouts(stage, reference)
+    inspection = inspect_outcomes(outcomes_of_weighted(turns), betas=[0.1], gammas=[0.9], lams=[0.5])
+    print_inspection(console, inspection)
+    policies = {REFERENCE: reference}
+    for method in METHODS:
+        with timed(costs, method.name):
+            policies[method.name] = train_method(stage, method, turns, reference)
+    answered = {
+        name: outcomes(evaluate_policy(stage, name, folder, stage.splits.heldout))[0]
+        for name, folder in policies.items()
+    }
+    scores = tuple(score_outcomes(found) for found in answered.values())
+
+    def against(other: str) -> tuple[Comparison | None, ...]:
+        base = answered[other]
+        return tuple(None if found is base else compare_outcomes(found, base) for found in answered.values())
+
+    labels = {one.policy: name for one, name in zip(scores, policies, strict=True)}
+    write_report(stage.folder, scores, labels=labels, title=f"World {stage.seed}: solved within k turns")
+    return WorldResult(
+        seed=stage.seed,
+        names=tuple(policies),
+        scores=scores,
+        with_reference=against(REFERENCE),
+        with_drift=against(DRIFT),
+        costs=costs,
+        weights=asdict(inspection),
+    )
+
+
+def reference_policy(stage: Stage) -> Path:
+    """Train the reference from scratch on the imperfect player's transcripts; a second run finds it."""
+    folder = stage.folder / "policies" / REFERENCE
+    if folder.is_dir():
+        stage.progress.console.print(f"The reference policy is there already: {folder}")
+        return folder
+    player = stage.world.player(stage.tokenizer)
+    trajectories = []
+    for round_, max_turns in enumerate((1, 5)):
+        config = RolloutConfig(
+            samples=2, protocol=Protocol(max_turns=max_turns), seed=stage.seed, round=round_
+        )
+        total = 2 * len(stage.splits.reference)
+        stream = sample(stage.splits.reference, player, ExactVerifier(), config)
+        label = f"Transcripts of a player, up to {max_turns} turns"
+        trajectories += stage.progress.track(stream, total=total, description=label)
+    transcripts, _ = weighted_turns(to_table(trajectories))
+    torch.manual_seed(stage.seed)
+    model = make_model(stage.tokenizer)
+    module = WeightedSFT.from_model(model, 6e-3, schedule="cosine", gradient_clip=1.0)
+    # Vocabulary and context length are read from a folder.
+    blank = stage.folder / "untrained"
+    model.save_pretrained(blank)
+    data = WeightedDataModule.from_table(
+        transcripts,
+        str(blank),
+        batch_size=BATCH,
+        weighting="none",
+        supervise="all",
+        seed=stage.seed,
+    )
+    fit(stage, module, data, stage.scale.reference_steps, "Reference policy, from scratch")
+    return export(module, folder, tokenizer=stage.tokenizer)
+
+
+def rollouts(stage: Stage, reference: Path) -> pa.Table:
+    """K correction dialogues a prompt from the frozen reference, and their weighted terminal turns."""
+    engine = TransformersEngine(reference)
+    config = RolloutConfig(
+        samples=stage.scale.samples,
+        sampling=Sampling(max_new_tokens=RESPONSE_TOKENS),
+        seed=stage.seed,
+    )
+    total = stage.scale.samples * stage.scale.prompts
+    task = stage.progress.add_task(f"Rollout, {stage.scale.samples} dialogues a prompt", total=total)
+    folder = rollout(
+        problem_set(stage.splits.rollout, source="the world"),
+        engine,
+        ExactVerifier(),
+        config,
+        stage.folder / "rollout",
+        on_finished=lambda batch: stage.progress.advance(task, len(batch)),
+    )
+    engine.close()
+    trajectories, manifest = read_folder(folder, "trajectories")
+    turns, made = weighted_turns(trajectories)
+    origin = {"path": folder.name, "manifest": manifest}
+    write_folder(
+        stage.folder / "weighted", turns, "weighted", {**made, "source": origin}, overwrite=True
+    )
+    return turns
+
+
+def train_method(stage: Stage, method: Method, turns: pa.Table, reference: Path) -> Path:
+    """Fine-tune from the reference by one method; returns the policy's folder."""
+    folder = stage.folder / "policies" / method.folder
+    module = WeightedSFT(str(reference), method.learning_rate, gradient_clip=1.0)
+    data = WeightedDataModule.from_table(
+        select(turns, method.selection),
+        str(reference),
+        batch_size=BATCH,
+        weighting=method.weighting,
+        seed=stage.seed,
+    )
+    fit(stage, module, data, stage.scale.steps, method.name)
+    return export(module, folder, overwrite=True)
+
+
+def fit(
+    stage: Stage, module: WeightedSFT, data: WeightedDataModule, steps: int, label: str
+) -> None:
+    """Run Lightning for so many optimizer steps on the CPU."""
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Bar(stage.progress, label)],
+    )
+    trainer.fit(module, datamodule=data)
+
+
+class Bar(lightning.Callback):
+    """Shows Lightning's steps in the same display as everything else."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress = progress
+        self._label = label
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Open a line."""
+        self._task = self._progress.add_task(self._label, total=trainer.max_steps)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """One optimizer step is done."""
+        self._progress.advance(self._task)
+
+
+def evaluate_policy(stage: Stage, name: str, folder: Path, problems: Sequence[Problem]) -> pa.Table:
+    """Greedy answers of one policy to the problems."""
+    engine = TransformersEngine(folder)
+    task = stage.progress.add_task(f"Evaluation: {name}", total=len(problems))
+    table = evaluate(
+        problems,
+        engine,
+        ExactVerifier(),
+        max_new_tokens=RESPONSE_TOKENS,
+        on_progress=lambda done, _: stage.progress.update(task, completed=done),
+    )
+    engine.close()
+    return table
+
+
+@contextmanager
+def timed(costs: dict[str, Cost], name: str) -> Iterator[None]:
+    """Note CPU and wall seconds of a block."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield
+    costs[name] = Cost(cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall)
+
+
+def print_world(console: Console, result: WorldResult) -> None:
+    """The table of one world."""
+    labels = {one.policy: name for one, name in zip(result.scores, result.names, strict=True)}
+    policies = [one.policy for one in result.scores]
+    extra = {
+        "− reference\n[95%] p": dict(zip(policies, map(difference, result.with_reference), strict=True)),
+        "− DRIFT (paper)\n[95%] p": dict(zip(policies, map(difference, result.with_drift), strict=True)),
+        "CPU s": {p: f"{result.costs[labels[p]].cpu_s:.0f}" for p in policies},
+        "wall s": {p: f"{result.costs[labels[p]].wall_s:.0f}" for p in policies},
+    }
+    title = f"World {result.seed}: greedy on held-out problems, in %"
+    console.print(score_table(result.scores, labels=labels, extra=extra, title=title))
+    once = result.costs["rollout"]
+    console.print(
+        f"Rollout and weights, once for all methods: {once.cpu_s:.0f} CPU s, {once.wall_s:.0f} wall s. "
+        "Differences are of multi@5, paired by problem: bootstrap interval, exact McNemar p.",
+        highlight=False,
+    )
+
+
+def difference(pair: Comparison | None) -> str:
+    """A paired difference in a cell."""
+    if pair is None:
+        return "–"
+    gap = pair.difference
+    interval = f"[{gap.low * 100:+.1f}, {gap.high * 100:+.1f}]"
+    return f"{gap.value * 100:+.1f} {interval} {pair.mcnemar.p_value:.1g}"
+
+
+def seeds_table(results: Sequence[WorldResult]) -> Table:
+    """multi@5 of every world and its range; worlds are never pooled."""
+    table = Table(title="multi@5 in %, world by world")
+    table.add_column("policy")
+    for result in results:
+        table.add_column(f"world {result.seed}", justify="right")
+    table.add_column("range", justify="right")
+    for row, name in enumerate(results[0].names):
+        rates = [result.scores[row].multi_at_max.value * 100 for result in results]
+        spread = f"{min(rates):.1f} – {max(rates):.1f}"
+        table.add_row(name, *(f"{rate:.1f}" for rate in rates), spread)
+    return table
+
+
+def result_numbers(result: WorldResult) -> dict[str, Any]:
+    """One world as plain JSON types."""
+    content = numbers(result.scores)
+    content["names"] = list(result.names)
+    content["with_reference"] = [pair and asdict(pair) for pair in result.with_reference]
+    content["with_drift"] = [pair and asdict(pair) for pair in result.with_drift]
+    content["costs"] = {name: asdict(cost) for name, cost in result.costs.items()}
+    return {"seed": result.seed, "weights": result.weights, **content}
+
+
+if __name__ == "__main__":
+    main()
