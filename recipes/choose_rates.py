@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from drift_eval import outcomes, score_outcomes
-from quickstart import METHODS, Scale, Stage, evaluate_policy, hush, reference_policy, rollouts, train_method, world_stage
+from quickstart import (
+    METHODS,
+    Scale,
+    Stage,
+    evaluate_policy,
+    hush,
+    reference_policy,
+    rollouts,
+    train_method,
+    world_stage,
+)
 
 WORLD = 1000
 RATES = (1e-3, 2e-3, 4e-3)

@@ -1,8 +1,8 @@
 """DRIFT from end to end in minutes: a world, its policy, rollouts, weights, training, evaluation.
 
-    uv run recipes/quickstart.py                 one world, all methods
-    uv run recipes/quickstart.py --seeds 3       three worlds, each shown
-    uv run recipes/quickstart.py --quick         a small one, in about a minute
+uv run recipes/quickstart.py                 one world, all methods
+uv run recipes/quickstart.py --seeds 3       three worlds, each shown
+uv run recipes/quickstart.py --quick         a small one, in about a minute
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from drift_rollout.engines.transformers import TransformersEngine
 from drift_rollout.problems import problem_set
 from drift_rollout.run import rollout
 from drift_train import WeightedDataModule, WeightedSFT, export
-from drift_weights import read_folder, select, to_table, weighted_turns, write_folder
+from drift_weights import Trajectory, read_folder, select, to_table, weighted_turns, write_folder
 from drift_weights.cli import print_inspection
 from drift_weights.folder import write_json
 from drift_weights.inspection import inspect_outcomes
@@ -149,7 +149,8 @@ def main() -> None:
     out = options.out.with_name(options.out.name + "-quick") if options.quick else options.out
     results = []
     for seed in range(options.seeds):
-        with world_stage(seed, QUICK if options.quick else Scale(), out / f"world-{seed}", console) as stage:
+        folder = out / f"world-{seed}"
+        with world_stage(seed, QUICK if options.quick else Scale(), folder, console) as stage:
             result = run_world(stage, console)
         print_world(console, result)
         results.append(result)
@@ -217,7 +218,9 @@ def run_world(stage: Stage, console: Console) -> WorldResult:
 
     def against(other: str) -> tuple[Comparison | None, ...]:
         base = answered[other]
-        return tuple(None if found is base else compare_outcomes(found, base) for found in answered.values())
+        return tuple(
+            None if found is base else compare_outcomes(found, base) for found in answered.values()
+        )
 
     labels = {one.policy: name for one, name in zip(scores, policies, strict=True)}
     write_report(stage.folder, scores, labels=labels, title=f"World {stage.seed}: solved within k turns")
@@ -239,7 +242,7 @@ def reference_policy(stage: Stage) -> Path:
         stage.progress.console.print(f"The reference policy is there already: {folder}")
         return folder
     player = stage.world.player(stage.tokenizer)
-    trajectories = []
+    trajectories: list[Trajectory] = []
     for round_, max_turns in enumerate((1, 5)):
         config = RolloutConfig(
             samples=2, protocol=Protocol(max_turns=max_turns), seed=stage.seed, round=round_
@@ -289,9 +292,7 @@ def rollouts(stage: Stage, reference: Path) -> pa.Table:
     trajectories, manifest = read_folder(folder, "trajectories")
     turns, made = weighted_turns(trajectories)
     origin = {"path": folder.name, "manifest": manifest}
-    write_folder(
-        stage.folder / "weighted", turns, "weighted", {**made, "source": origin}, overwrite=True
-    )
+    write_folder(stage.folder / "weighted", turns, "weighted", {**made, "source": origin}, overwrite=True)
     return turns
 
 
@@ -310,9 +311,7 @@ def train_method(stage: Stage, method: Method, turns: pa.Table, reference: Path)
     return export(module, folder, overwrite=True)
 
 
-def fit(
-    stage: Stage, module: WeightedSFT, data: WeightedDataModule, steps: int, label: str
-) -> None:
+def fit(stage: Stage, module: WeightedSFT, data: WeightedDataModule, steps: int, label: str) -> None:
     """Run Lightning for so many optimizer steps on the CPU."""
     trainer = lightning.Trainer(
         max_steps=steps,

@@ -22,7 +22,7 @@ from drift_weights.files import read_rows
 from drift_weights.folder import file_sha256
 from drift_weights.inspection import inspect_outcomes
 from drift_weights.outcomes import outcomes_of_weighted
-from drift_weights.types import Message, Trajectory, Turn, prompt_id
+from drift_weights.types import Message, Trajectory, Turn, Verdict, prompt_id
 
 GSM8K_POLICY = "gsm8k-example-models"
 QWEN_POLICY = "qwen2.5-math"
@@ -113,7 +113,7 @@ def _single_turns(
             raise ValueError(f"sample {sample}: the grade must be true or false, got {right!r}")
         if right and answer is None:
             raise ValueError(f"sample {sample} is graded correct but has no answer")
-        verdict = "correct" if right else "malformed" if answer is None else "wrong"
+        verdict: Verdict = "correct" if right else "malformed" if answer is None else "wrong"
         yield Trajectory(
             prompt_id=prompt_id(prompt, gold),
             sample=sample,
@@ -229,7 +229,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 CONVERTERS: dict[str, tuple[Callable[[Path], Iterator[Trajectory]], str]] = {
     "gsm8k": (
         gsm8k_trajectories,
-        "four models under one policy label, so groups are a deliberate mixture, not i.i.d. samples of one π_ref",
+        "four models under one policy label: a deliberate mixture, not i.i.d. samples of one π_ref",
     ),
     "qwen": (qwen_trajectories, "eight samples a problem of one policy"),
     "reflexion": (

@@ -133,8 +133,8 @@ class World:
         return f"{thoughts}<answer> X{rng.choice(len(belief), p=belief)} </answer>"
 
     def _posterior(self, likelihood: NDArray[np.float64], hints: Sequence[int]) -> NDArray[np.float64]:
-        product: NDArray[np.float64] = self.prior * likelihood[:, list(hints)].prod(axis=1)
-        return product / product.sum()
+        product = self.prior * likelihood[:, list(hints)].prod(axis=1)
+        return np.asarray(product / product.sum(), dtype=np.float64)
 
     def _likelihood(self, typical: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
         table = np.full((self.config.items, self.config.traits), 0.15 / self.config.traits)

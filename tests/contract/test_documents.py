@@ -14,7 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("packages/*/README.md")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN_BY_CI = ("uv run recipes/quickstart.py", "uv run pytest", "git clone", "cd drift", "pip install", "uv pip install")
+RUN_BY_CI = (
+    "uv run recipes/quickstart.py",
+    "uv run pytest",
+    "git clone",
+    "cd drift",
+    "pip install",
+    "uv pip install",
+)
 """Commands that .ci/run or the wheels test runs, or that only fetch."""
 
 

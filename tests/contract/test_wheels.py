@@ -48,16 +48,16 @@ def wheel(wheels: Path, package: str) -> Path:
 
 
 def test_drift_weights_alone_runs_its_own_tests(wheels: Path, tmp_path: Path) -> None:
-    python = environment(
-        tmp_path, wheel(wheels, "drift_weights"), "pytest>=8.4,<10", "hypothesis>=6.140,<7", "mpmath>=1.3,<2"
-    )
+    tools = ("pytest>=8.4,<10", "hypothesis>=6.140,<7", "mpmath>=1.3,<2")
+    python = environment(tmp_path, wheel(wheels, "drift_weights"), *tools)
     installed = run("uv", "pip", "list", "--python", python, cwd=tmp_path)
     for heavy in ("torch", "datasets", "pandas", "transformers", "huggingface"):
         assert heavy not in installed
     shutil.copytree(ROOT / "tests" / "weights", tmp_path / "tests" / "weights")
     for module in ("strategies.py", "rows.py"):
         shutil.copy(ROOT / "tests" / module, tmp_path / "tests")
-    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\n")
+    settings = "[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\n"
+    (tmp_path / "pytest.ini").write_text(settings)
     assert " passed" in run(python, "-m", "pytest", "-q", "tests/weights", cwd=tmp_path)
 
 

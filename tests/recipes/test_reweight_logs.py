@@ -27,7 +27,8 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "reweight_logs.py"
 )
 def test_known_composition(log, file, size, wrong, right, mixed, tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, log, Path(DATA) / file, tmp_path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
+    wide = os.environ | {"COLUMNS": "200"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     table, _ = read_folder(tmp_path / "weighted", "weighted")
     outcomes = outcomes_of_weighted(table)
     found = group_composition(outcomes.solved_N, outcomes.group_N)
@@ -62,11 +63,12 @@ def test_gsm8k_answers_stand_behind_a(tmp_path: Path) -> None:
 
 
 def test_qwen_lists_must_agree(tmp_path: Path) -> None:
-    row = {"question": "1+1?", "gt": "2", "response": ["x", "y"], "pred": ["2", "3"], "score": [True, False]}
+    row = {"question": "1+1?", "gt": "2", "response": ["x", "y"], "pred": ["2", "3"]}
+    row["score"] = [True, False]
     made = list(qwen_trajectories(write(tmp_path / "q.jsonl", row)))
     assert [(t.sample, t.solved) for t in made] == [(0, True), (1, False)]
     with pytest.raises(ValueError, match="line 1"):
         list(qwen_trajectories(write(tmp_path / "q.jsonl", row | {"score": [True]})))
+    row.pop("gt")
     with pytest.raises(ValueError, match="line 1: 'gt'"):
-        row.pop("gt")
         list(qwen_trajectories(write(tmp_path / "q.jsonl", row)))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def engine(**options) -> ScriptedEngine:
     return ScriptedEngine(answer_by_seed, **options)
 
 
-class Stop(Exception):
+class DiedError(Exception):
     """Stands for a run that dies."""
 
 
@@ -38,7 +39,7 @@ def dying(calls: int) -> ScriptedEngine:
 
     def script(request) -> Completion:
         if left[0] == 0:
-            raise Stop
+            raise DiedError
         left[0] -= 1
         return answer_by_seed(request)
 
@@ -50,11 +51,8 @@ def dying(calls: int) -> ScriptedEngine:
 def test_any_interruptions_give_the_uninterrupted_set(tmp_path_factory, calls, batch) -> None:
     path = tmp_path_factory.mktemp("journal") / "j.sqlite"
     for count in calls:
-        with Journal(path, {"seed": 5}) as journal:
-            try:
-                sample_to_journal(journal, PROBLEMS, dying(count), ExactVerifier(), CONFIG)
-            except Stop:
-                pass
+        with Journal(path, {"seed": 5}) as journal, suppress(DiedError):
+            sample_to_journal(journal, PROBLEMS, dying(count), ExactVerifier(), CONFIG)
     with Journal(path, {"seed": 5}) as journal:
         sample_to_journal(journal, PROBLEMS, engine(batch=batch), ExactVerifier(), CONFIG)
         resumed = list(journal.trajectories())
@@ -105,6 +103,7 @@ def test_samples_and_problems_may_grow(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_journal import CONFIG, PROBLEMS, answer_by_seed

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drift_rollout.problems import load_problems, make_problem, metamath_math, problem_set
+from drift_rollout.problems import load_metamath, load_problems, make_problem, metamath_math, problem_set
 from drift_rollout.prompts import PromptTemplate
 from drift_weights import Message
 
@@ -78,3 +78,10 @@ def test_metamath_keeps_math_rows_and_reads_the_gold() -> None:
     ]
     with pytest.raises(ValueError, match="row 0"):
         metamath_math([{"type": "MATH_SV", "query": "a?", "response": "seven"}], BARE)
+
+
+def test_metamath_loads_from_a_folder_in_its_shape(tmp_path: Path) -> None:
+    row = {"type": "MATH_SV", "query": "a?", "response": "The answer is: 7", "original_question": "a?"}
+    write(tmp_path / "train.jsonl", json.dumps(row), json.dumps(row | {"type": "GSM_SV"}))
+    found = load_metamath(BARE, name=str(tmp_path))
+    assert [(p.messages[0].content, p.target) for p in found.problems] == [("a?", "7")]

@@ -26,7 +26,7 @@ def letters(tokenizer, text: str) -> list[int]:
 
 
 def speaking(tokenizer, endings: list[str | None], answers: list[str]) -> Callable[[Request], Completion]:
-    """Answers the n-th turn with answers[n], character by character, ending with the given token or none."""
+    """Answers the n-th turn with answers[n], character by character, and an end token or none."""
 
     def script(request: Request) -> Completion:
         turn = sum(m.role == "assistant" for m in request.messages)

@@ -74,7 +74,7 @@ def test_weights_of_ours_are_replaced_and_others_only_when_told(
     shutil.copy(ours, moved)
     assert "not ours" in fail(capsys, "reweight", moved, tmp_path / "third.jsonl")
     assert not (tmp_path / "third.jsonl").exists()
-    main(["reweight", str(moved), str(tmp_path / "third.jsonl"), "--overwrite", "true"])
+    main(["reweight", str(moved), str(tmp_path / "third.jsonl"), "--overwrite"])
     rows = [json.loads(line) for line in (tmp_path / "third.jsonl").read_bytes().splitlines()]
     assert [row["weight"] for row in rows] == expected()
 
@@ -96,11 +96,11 @@ def test_an_existing_output_is_kept(
         (LINES[0] + b"3\n", [], "line 2: expected a JSON object"),
         (LINES[0] + b'{"prompt_id": "a"}\n', [], "line 2: no column 'correct'"),
         (LINES[0], ["--group", "nope"], "no column 'nope'"),
-        (LINES[0], ["--group_size", "16"], "declared 16 rows"),
+        (LINES[0], ["--group-size", "16"], "declared 16 rows"),
         (LINES[0], ["--beta", "0"], "beta must"),
         (LINES[0], ["--gamma", "0"], "gamma must"),
         (LINES[0], ["--selection", "rft"], "needs trajectories"),
-        (b'{"prompt_id": "a", "r": 1e999}\n', ["--return_column", "r"], "line 1"),
+        (b'{"prompt_id": "a", "r": 1e999}\n', ["--return-column", "r"], "line 1"),
         (LINES[0] + LINES[0].replace(b'"a"', b"7"), [], "row 1: 'prompt_id' is int 7"),
     ],
 )

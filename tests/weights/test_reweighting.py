@@ -77,7 +77,7 @@ def test_groups_with_an_unscored_row_are_left_out_whole_and_listed() -> None:
 
 
 def test_duplicate_keys_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 keys appear more than once.*'g'"):
+    with pytest.raises(ValueError, match=r"1 keys appear more than once.*'g'"):
         weighted_turns(to_table([trajectory("g", 0, ["a"]), trajectory("g", 0, ["b"])]))
 
 

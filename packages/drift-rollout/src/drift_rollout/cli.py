@@ -19,13 +19,15 @@ from drift_rollout.protocol import Protocol
 from drift_rollout.run import rollout
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
+from drift_weights.cli import option_words
 from drift_weights.types import Trajectory
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        auto_cli({"sample": sample}, args=args, as_positional=True)
+        words = option_words(sys.argv[1:] if args is None else args, flags={"dry_run"})
+        auto_cli({"sample": sample}, args=words, as_positional=True)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(2)

@@ -79,6 +79,31 @@ def load_problems(
     return problem_set(_from_rows(path, template, question, answer, max_turns), source=str(path))
 
 
+def load_metamath(
+    template: PromptTemplate,
+    *,
+    name: str = "meta-math/MetaMathQA",
+    revision: str | None = None,
+    max_turns: int = 5,
+) -> ProblemSet:
+    """MetaMathQA's MATH subset from the Hub, or from a local copy in the same shape (M6).
+
+    Args:
+        template: of the first prompt.
+        name: Hub id or folder.
+        revision: a commit or tag to pin.
+        max_turns: T, as the prompt tells it.
+
+    Raises:
+        ValueError: a row without a gold, or equal questions with different golds.
+    """
+    # Seconds to import, and needed for nothing else here.
+    import datasets
+
+    rows = datasets.load_dataset(name, split="train", revision=revision)
+    return metamath_math(rows, template, max_turns=max_turns)
+
+
 def metamath_math(
     rows: Iterable[Mapping[str, str]], template: PromptTemplate, *, max_turns: int = 5
 ) -> ProblemSet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,5 @@ def rollout(
     manifest = {
         "rollout": {**fixed, "samples": config.samples},
         "problems": {"count": len(problems.problems), "repeated": problems.repeated},
-        "made_by": {name: version(name) for name in ("drift-weights", "drift-rollout")},
     }
     return write_folder(out / "trajectories", table, "trajectories", manifest, overwrite=True)

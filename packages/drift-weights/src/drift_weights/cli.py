@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,27 @@ from drift_weights.weights import BETA
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
     try:
-        auto_cli({"reweight": reweight, "inspect": inspect}, args=args, as_positional=True)
+        auto_cli({"reweight": reweight, "inspect": inspect}, args=words, as_positional=True)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(2)
+
+
+def option_words(args: Sequence[str], *, flags: Collection[str] = ()) -> list[str]:
+    """Let `--group-size` stand for `--group_size`, and a bare `--overwrite` for `--overwrite=true`."""
+    words = []
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in flags and not equals and following.lower() not in ("true", "false"):
+            equals, value = "=", "true"
+        words.append(f"--{name}{equals}{value}")
+    return words
 
 
 def reweight(
@@ -108,7 +125,7 @@ def reweight(
     else:
         shown = _write_log(input, output, config, columns, overwrite=overwrite)
         console.print(f"wrote {output} and {_side_file(output).name}", highlight=False)
-    _print(console, inspect_outcomes(shown, betas=[beta], gammas=[gamma], lams=[lam]))
+    print_inspection(console, inspect_outcomes(shown, betas=[beta], gammas=[gamma], lams=[lam]))
 
 
 def inspect(
@@ -150,7 +167,7 @@ def inspect(
     )
     outcomes = _outcomes(input, malformed, columns)
     inspection = inspect_outcomes(outcomes, betas=_list(beta), gammas=_list(gamma), lams=_list(lam))
-    _print(Console(), inspection)
+    print_inspection(Console(), inspection)
 
 
 def _list(value: float | list[float]) -> list[float]:
@@ -212,9 +229,7 @@ def _write_log(
 ) -> Outcomes:
     refuse_existing(output, overwrite=overwrite)
     if "weight" in column_names(source) and not (overwrite or _ours(source)):
-        raise ValueError(
-            f"{source} has a column 'weight' that is not ours; pass --overwrite true to replace it"
-        )
+        raise ValueError(f"{source} has a column 'weight' that is not ours; pass --overwrite to replace it")
     outcomes = _log_outcomes(source, columns)
     try:
         _, weights = weigh(outcomes, config)
@@ -241,7 +256,8 @@ def _ours(path: Path) -> bool:
     return side.is_file() and f'"sha256": "{file_sha256(path)}"' in side.read_text(encoding="utf-8")
 
 
-def _print(console: Console, inspection: Inspection) -> None:
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """Composition, one row a setting, and the first setting's alarms and histogram."""
     sizes = ", ".join(f"{count} of {size}" for size, count in inspection.group_sizes.items())
     console.print(
         f"{inspection.rows} rows in {sum(inspection.group_sizes.values())} groups: {sizes}",

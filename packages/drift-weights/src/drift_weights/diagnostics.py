@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift_weights.weights import BETA, Groups, check_beta, group_codes, group_sums
+from drift_weights.returns import binary
+from drift_weights.weights import BETA, Groups, check_beta, finite_returns, group_codes, group_sums
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def group_composition(solved_N: ArrayLike, group_N: Groups) -> GroupComposition:
     Raises:
         ValueError: no rows, or a null key.
     """
-    solved = np.asarray(solved_N, dtype=bool)
+    solved = binary("solved", solved_N)
     if len(solved) == 0:
         raise ValueError("no rows: a composition needs at least one group")
     code_N, keys = group_codes(group_N, rows=len(solved))
@@ -82,7 +83,8 @@ def upweighted_wrong(weight_N: ArrayLike, solved_N: ArrayLike) -> UpweightedWron
     They come from groups without a success, where the repetition penalty alone decides (M13: one
     wrong row among 16 can weigh 12.55).
     """
-    weights, wrong = np.asarray(weight_N, dtype=np.float64), ~np.asarray(solved_N, dtype=bool)
+    weights = np.asarray(weight_N, dtype=np.float64)
+    wrong = binary("solved", solved_N, len(weights)) == 0
     above_N = wrong & (weights > 1.0)
     total = float(weights.sum())
     return UpweightedWrong(
@@ -107,7 +109,7 @@ def partition_relative_error(
         ValueError: β ≤ 0 or a null key.
     """
     check_beta(beta)
-    returns = np.asarray(return_N, dtype=np.float64)
+    returns = finite_returns(return_N)
     code_N, keys = group_codes(group_N, rows=len(returns))
     size_G = np.bincount(code_N, minlength=len(keys)).astype(np.float64)
     max_G = np.full(len(keys), -np.inf)
@@ -131,7 +133,9 @@ def hoeffding_probability(
     Raises:
         ValueError: β ≤ 0 or R_min ≥ R_max.
     """
-    ratio = epsilon / _range(r_min, r_max, beta)
+    spread = _range(r_min, r_max, beta)
+    _check_bound(k=k, epsilon=epsilon)
+    ratio = epsilon / spread
     return min(1.0, 2.0 * math.exp(-2.0 * k * ratio * ratio))
 
 
@@ -139,24 +143,45 @@ def hoeffding_samples(
     epsilon: float, delta: float, *, r_min: float, r_max: float, beta: float = BETA
 ) -> float:
     """K from which |Ẑ − Z| ≤ ε holds with probability 1 − δ: Δ²/(2ε²)·log(2/δ) (eq. 23)."""
-    return (_range(r_min, r_max, beta) / epsilon) ** 2 / 2.0 * math.log(2.0 / delta)
+    _check_bound(delta=delta, epsilon=epsilon)
+    with np.errstate(over="ignore"):
+        ratio = np.float64(_range(r_min, r_max, beta)) / epsilon
+        return float(ratio * ratio / 2.0 * math.log(2.0 / delta))
 
 
 def hoeffding_epsilon(
     k: int, delta: float = 0.05, *, r_min: float, r_max: float, beta: float = BETA
 ) -> float:
     """The ε that K rows guarantee with probability 1 − δ: Δ·√(log(2/δ)/(2K)), eq. 23 solved for ε."""
+    _check_bound(k=k, delta=delta)
     return _range(r_min, r_max, beta) * math.sqrt(math.log(2.0 / delta) / (2.0 * k))
 
 
 def weight_error_bound(epsilon: float, *, r_min: float, r_max: float, beta: float = BETA) -> float:
     """Bound on |ŵ − w| given |Ẑ − Z| ≤ ε: exp(R_max/β)/exp(R_min/β)²·ε (eq. 24)."""
-    check_beta(beta)
-    return math.exp(r_max / beta - 2.0 * r_min / beta) * epsilon
+    _check_bound(epsilon=epsilon)
+    _range(r_min, r_max, beta)
+    return _exp((r_max - 2.0 * r_min) / beta) * epsilon
 
 
 def _range(r_min: float, r_max: float, beta: float) -> float:
     check_beta(beta)
     if not r_min < r_max:
         raise ValueError(f"r_min must lie below r_max, got {r_min} and {r_max}")
-    return math.exp(r_max / beta) - math.exp(r_min / beta)
+    high, low = _exp(r_max / beta), _exp(r_min / beta)
+    return math.inf if math.isinf(high) else high - low
+
+
+def _exp(value: float) -> float:
+    """exp, infinite where it leaves float64: a small β must not end a sweep."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))
+
+
+def _check_bound(*, k: int | None = None, delta: float | None = None, epsilon: float | None = None) -> None:
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if delta is not None and not 0.0 < delta < 1.0:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}")
+    if epsilon is not None and not epsilon > 0.0:
+        raise ValueError(f"epsilon must be above 0, got {epsilon}")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from drift_weights.schema import FORMAT_VERSION, SCHEMAS, check
 
 MANIFEST = "drift.json"
+_OURS = ("drift-weights", "drift-rollout", "drift-train", "drift-eval")
 ROW_GROUP = 8192
 """Rows of a Parquet row group; small enough to stream."""
 
@@ -37,29 +39,18 @@ def write_folder(
         FileExistsError: the folder holds something and `overwrite` is off.
     """
     refuse_existing(path, overwrite=overwrite)
+    if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is no folder of drift data; remove it yourself or choose another")
     checked = check(table, SCHEMAS[kind], source=f"the {kind} table for {path}")
     scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / "data").mkdir(parents=True)
-    shard = scratch / "data" / "part-00000.parquet"
-    pq.write_table(checked, shard, compression="zstd", row_group_size=ROW_GROUP)
-    entry = {
-        "file": "data/part-00000.parquet",
-        "rows": checked.num_rows,
-        "sha256": file_sha256(shard),
-    }
-    full = {
-        "format": FORMAT_VERSION,
-        "kind": kind,
-        "made_by": {"drift-weights": version("drift-weights")},
-        **manifest,
-        "rows": checked.num_rows,
-        "shards": [entry],
-    }
-    write_json(scratch / MANIFEST, full)
-    if path.exists():
-        shutil.rmtree(path)
-    scratch.rename(path)
+    try:
+        _write_parts(scratch, checked, kind, manifest)
+        if path.is_dir():
+            shutil.rmtree(path)
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return path
 
 
@@ -84,7 +75,10 @@ def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
         if file_sha256(file) != shard["sha256"]:
             raise ValueError(f"{file} is not the file that {MANIFEST} vouches for (sha256 differs)")
         tables.append(pq.read_table(file))
-    return check(pa.concat_tables(tables), SCHEMAS[kind], source=str(path)), manifest
+    table = check(pa.concat_tables(tables), SCHEMAS[kind], source=str(path))
+    if table.num_rows != manifest.get("rows"):
+        raise ValueError(f"{path} has {table.num_rows} rows, its {MANIFEST} says {manifest.get('rows')}")
+    return table, manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -97,7 +91,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(f"{path} has no {MANIFEST}; it is no folder of drift data")
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}; fetch or write the folder again") from error
     if not isinstance(manifest, dict) or not {"format", "kind", "shards"} <= manifest.keys():
         raise ValueError(f"{file} is no manifest: format, kind and shards are needed")
     if str(manifest["format"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
@@ -105,6 +102,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade"
         )
     return manifest
+
+
+def _write_parts(folder: Path, table: pa.Table, kind: str, manifest: Mapping[str, Any]) -> None:
+    (folder / "data").mkdir(parents=True)
+    shard = folder / "data" / "part-00000.parquet"
+    pq.write_table(table, shard, compression="zstd", row_group_size=ROW_GROUP)
+    entry = {"file": "data/part-00000.parquet", "rows": table.num_rows, "sha256": file_sha256(shard)}
+    found = {
+        "format": FORMAT_VERSION,
+        "kind": kind,
+        "made_by": {name: version(name) for name in _OURS if find_spec(name.replace("-", "_"))},
+        "rows": table.num_rows,
+        "shards": [entry],
+    }
+    # What was found out just now is not overruled by a manifest that was carried along.
+    write_json(folder / MANIFEST, {**manifest, **found})
 
 
 def is_folder(path: Path) -> bool:

@@ -116,7 +116,7 @@ def _setting(
 
 
 def _hoeffding(returns: np.ndarray, k: int, beta: float) -> tuple[float | None, float | None]:
-    """ε and Δ from the log's own range of returns; None where they do not fit a float."""
+    """ε and Δ from the log's own range of returns; None without spread or where they leave float64."""
     low, high = float(returns.min()), float(returns.max())
     if low == high or high / beta > 700:
         return None, None

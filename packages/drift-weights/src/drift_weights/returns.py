@@ -47,10 +47,13 @@ def trajectory_return(
     rows = len(length)
     if rows == 0:
         raise ValueError("no rows: a return needs at least one trajectory")
-    solved = _binary("solved", solved_N, rows)
+    solved = binary("solved", solved_N, rows)
     unique = _whole("unique", unique_N, rows)
     counted = length if counted_N is None else _whole("counted", counted_N, rows)
-    penalty = np.broadcast_to(np.asarray(penalty_N, dtype=np.float64), (rows,))
+    penalty = np.asarray(penalty_N, dtype=np.float64)
+    if penalty.shape not in ((), (rows,)):
+        raise ValueError(f"penalty has shape {penalty.shape}, expected one number or {rows} rows")
+    penalty = np.broadcast_to(penalty, (rows,))
     _refuse(length < 1, "length", length, "must be at least 1")
     _refuse((counted < 0) | (counted > length), "counted", counted, "must lie in 0…length")
     _refuse(unique > counted, "unique", unique, "must not exceed the turns it counts")
@@ -91,7 +94,12 @@ def _whole(name: str, values: ArrayLike, rows: int | None = None) -> NDArray[np.
     return array.astype(np.int64)
 
 
-def _binary(name: str, values: ArrayLike, rows: int) -> NDArray[np.float64]:
+def binary(name: str, values: ArrayLike, rows: int | None = None) -> NDArray[np.float64]:
+    """A column of 0 and 1 (or booleans) as floats, shape [N].
+
+    Raises:
+        ValueError: any other value, naming the first such row, or another number of rows.
+    """
     array = _column(name, values, rows).astype(np.float64)
     _refuse((array != 0) & (array != 1), name, array, "must be 0 or 1")
     return array
@@ -102,7 +110,7 @@ def _column(name: str, values: ArrayLike, rows: int | None) -> NDArray[np.generi
     if array.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {array.shape}")
     if rows is not None and len(array) != rows:
-        raise ValueError(f"{name} has {len(array)} rows, length has {rows}")
+        raise ValueError(f"{name} has {len(array)} rows, expected {rows}")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numeric without nulls, got dtype {array.dtype}")
     return array

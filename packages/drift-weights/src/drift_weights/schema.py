@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -95,13 +96,18 @@ def check(table: pa.Table, schema: pa.Schema, *, source: str = "table") -> pa.Ta
     Raises:
         ValueError: empty table; missing columns, wrong types or nulls, all named in one message.
     """
-    problems = []
+    counts = Counter(table.column_names)
+    problems = [f"column {name!r} is there {count} times" for name, count in counts.items() if count > 1]
+    if problems:
+        raise ValueError(f"{source} does not fit the schema:\n  " + "\n  ".join(problems))
     for field in schema:
         if field.name not in table.column_names:
             problems.append(f"column {field.name!r} is missing (expected {field.type})")
             continue
         column = table.column(field.name)
-        if not _same_type(column.type, field.type):
+        # A writer that saw only nulls in an optional column may have left it without a type.
+        untyped = field.nullable and pa.types.is_null(column.type)
+        if not untyped and not _same_type(column.type, field.type):
             problems.append(f"column {field.name!r} is {column.type}, expected {field.type}")
         elif column.null_count and not field.nullable:
             row = pc.index(column.is_null(), True).as_py()
@@ -159,7 +165,9 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
     row = {name: getattr(trajectory, name) for name in TRAJECTORIES.names}
     row["prompt"] = [{"role": m.role, "content": m.content} for m in trajectory.prompt]
     row["turns"] = [{f.name: getattr(turn, f.name) for f in TURNS.value_type} for turn in trajectory.turns]
-    row["metadata"] = json.dumps(dict(trajectory.metadata), sort_keys=True, ensure_ascii=False)
+    row["metadata"] = json.dumps(
+        dict(trajectory.metadata), sort_keys=True, ensure_ascii=False, allow_nan=False
+    )
     if trajectory.response_spans is not None:
         row["response_spans"] = [{"start": a, "end": b} for a, b in trajectory.response_spans]
     return row
@@ -170,6 +178,8 @@ def _trajectory(row: dict[str, Any]) -> Trajectory:
     fields["prompt"] = tuple(Message(**message) for message in row["prompt"])
     fields["turns"] = tuple(Turn(**turn) for turn in row["turns"])
     fields["metadata"] = json.loads(row["metadata"])
+    if not isinstance(fields["metadata"], dict):
+        raise ValueError(f"metadata must be a JSON object, got {row['metadata']!r}")
     for name in ("token_ids", "logprobs"):
         fields[name] = None if row[name] is None else tuple(row[name])
     if row["response_spans"] is not None:

@@ -65,7 +65,8 @@ class Trajectory:
 
     Raises:
         ValueError: zero turns, more turns than `max_turns`, a correct or unscored turn that is not
-            the last, `ended` against the verdicts, or token fields that do not fit together.
+            the last, feedback missing between turns or given after the last, `ended` against the
+            turns, or token fields that do not fit together.
     """
 
     prompt_id: str
@@ -92,6 +93,10 @@ class Trajectory:
         for number, turn in enumerate(self.turns[:-1], start=1):
             if turn.verdict == "correct" or turn.verdict in UNSCORED:
                 raise ValueError(f"{name}: turn {number} is {turn.verdict} but not the last turn")
+            if turn.feedback is None:
+                raise ValueError(f"{name}: turn {number} has no feedback but is not the last turn")
+        if self.turns[-1].feedback is not None:
+            raise ValueError(f"{name}: there is feedback after the last turn")
         last = self.turns[-1].verdict
         expected = {"correct": {"solved"}, "timeout": {"error"}, "error": {"error"}}
         if self.ended not in expected.get(last, {"budget", "context"}):
@@ -144,7 +149,8 @@ class Trajectory:
         messages = list(self.prompt)
         for turn in self.turns[:-1]:
             messages.append(Message(role="assistant", content=turn.response))
-            messages.append(Message(role="user", content=turn.feedback or ""))
+            assert turn.feedback is not None
+            messages.append(Message(role="user", content=turn.feedback))
         return tuple(messages)
 
     def unique_answers(self, malformed: Malformed = "count") -> int:

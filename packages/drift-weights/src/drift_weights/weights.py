@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 BETA = 0.1
@@ -46,12 +47,7 @@ def group_weights(return_N: ArrayLike, group_N: Groups, *, beta: float = BETA) -
     Source: arXiv 2605.31455, eq. 13; β = 0.1 from D.2.
     """
     check_beta(beta)
-    returns = np.ascontiguousarray(return_N, dtype=np.float64)
-    if returns.ndim != 1 or len(returns) == 0:
-        raise ValueError(f"return must be a non-empty column, got shape {returns.shape}")
-    if not np.isfinite(returns).all():
-        row = int(np.argmin(np.isfinite(returns)))
-        raise ValueError(f"row {row}: return must be finite, got {returns[row]}; fix or drop its group")
+    returns = finite_returns(return_N)
     code_N, keys = group_codes(group_N, rows=len(returns))
     size_G = np.bincount(code_N, minlength=len(keys))
     max_G = np.full(len(keys), -np.inf)
@@ -134,6 +130,21 @@ def resample(
     return count_N
 
 
+def finite_returns(return_N: ArrayLike) -> NDArray[np.float64]:
+    """Returns as floats, shape [N].
+
+    Raises:
+        ValueError: no rows, or a return that is not finite (the row is named).
+    """
+    returns = np.ascontiguousarray(return_N, dtype=np.float64)
+    if returns.ndim != 1 or len(returns) == 0:
+        raise ValueError(f"return must be a non-empty column, got shape {returns.shape}")
+    if not np.isfinite(returns).all():
+        row = int(np.argmin(np.isfinite(returns)))
+        raise ValueError(f"row {row}: return must be finite, got {returns[row]}; fix or drop its group")
+    return returns
+
+
 def check_beta(beta: float) -> None:
     """Refuse a KL strength that is not a positive number.
 
@@ -160,14 +171,7 @@ def group_codes(group_N: Groups, *, rows: int | None = None) -> tuple[NDArray[np
         group_N = pa.array(group_N)
     if isinstance(group_N, pa.ChunkedArray):
         group_N = group_N.combine_chunks()
-    if isinstance(group_N, pa.Array):
-        if group_N.null_count:
-            raise ValueError(f"row {group_N.to_pylist().index(None)}: the group key is null")
-        if not pa.types.is_nested(group_N.type):
-            encoded = group_N.dictionary_encode()
-            return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-        raise ValueError(f"a group key must be a scalar, got {group_N.type}; pass tuples instead")
-    return _object_codes(group_N)
+    return _arrow_codes(group_N) if isinstance(group_N, pa.Array) else _object_codes(group_N)
 
 
 def group_sums(value_N: NDArray[np.float64], code_N: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
@@ -178,15 +182,36 @@ def group_sums(value_N: NDArray[np.float64], code_N: NDArray[np.int64], groups: 
     return np.fromiter((math.fsum(sorted_N[a:b]) for a, b in pairwise(bounds)), np.float64, groups)
 
 
+def _arrow_codes(group_N: pa.Array) -> tuple[NDArray[np.int64], list[Hashable]]:
+    if pa.types.is_dictionary(group_N.type):
+        # Its own dictionary may hold unused, repeated or null values, in any order.
+        group_N = group_N.dictionary_decode()
+    if pa.types.is_nested(group_N.type):
+        raise ValueError(f"a group key must be a scalar, got {group_N.type}; pass tuples instead")
+    missing_N = group_N.is_null(nan_is_null=pa.types.is_floating(group_N.type))
+    row = pc.index(missing_N, True).as_py()
+    if row >= 0:
+        raise ValueError(f"row {row}: the group key is null")
+    encoded = group_N.dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+
+
 def _object_codes(group_N: Iterable[Any]) -> tuple[NDArray[np.int64], list[Hashable]]:
     codes: dict[Hashable, int] = {}
     code_N = []
     for row, key in enumerate(group_N):
-        value = key.item() if isinstance(key, np.generic) else key
+        value = _plain(key)
         if value is None or value != value:
             raise ValueError(f"row {row}: the group key is null")
         code_N.append(codes.setdefault(value, len(codes)))
     return np.asarray(code_N, dtype=np.int64), list(codes)
+
+
+def _plain(key: Any) -> Any:
+    """A key as Python values, so that a NumPy scalar and its Python twin are one key."""
+    if isinstance(key, tuple):
+        return tuple(_plain(part) for part in key)
+    return key.item() if isinstance(key, np.generic) else key
 
 
 def _weights(weight_N: ArrayLike) -> NDArray[np.float64]:
@@ -215,9 +240,23 @@ def _refuse_duplicates(
 
 def _offset(seed: int, epoch: int, key: Hashable) -> int:
     """u of a group as a fixed-point number in [0, 2^_BITS)."""
-    text = json.dumps([seed, epoch, key], separators=(",", ":"), ensure_ascii=False)
+    try:
+        text = json.dumps([seed, epoch, _hashed(key)], separators=(",", ":"), ensure_ascii=False)
+    except TypeError as error:
+        raise ValueError(
+            f"group key {key!r} cannot enter the hash of a draw; use text or numbers"
+        ) from error
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _BITS)
+
+
+def _hashed(key: Any) -> Any:
+    """Keys that compare equal (1, 1.0, True) are one group and must hash alike, whichever comes first."""
+    if isinstance(key, tuple):
+        return [_hashed(part) for part in key]
+    if isinstance(key, bool | float) and key == int(key):
+        return int(key)
+    return key
 
 
 def _systematic(weight_K: NDArray[np.float64], offset: int) -> list[int]:

@@ -1,0 +1,138 @@
+"""The embedded engine's fronts: loading, stops, the policy's name, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import torch
+
+from drift_rollout.engine import Request, Sampling
+from drift_rollout.engines.transformers import TransformersEngine
+from tiny import bpe_tokenizer, save_policy, tiny_model
+
+
+def build(**options: Any) -> TransformersEngine:
+    return TransformersEngine(tiny_model(), tokenizer=bpe_tokenizer(), **options)
+
+
+def ask(
+    name: str, ids: tuple[int, ...] | None = (5, 6, 7), *, seed: int = 0, continues: str | None = None
+) -> Request:
+    sampling = Sampling(max_new_tokens=100)
+    return Request(id=name, messages=(), token_ids=ids, sampling=sampling, seed=seed, continues=continues)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_folder_stops_at_its_ends_and_nowhere_else(pad: bool, tmp_path: Path) -> None:
+    """The generation config names two ends; a pad token that is sampled is a token like others."""
+    tokenizer = bpe_tokenizer(pad=pad)
+    engine = TransformersEngine(save_policy(tmp_path / "policy", tokenizer, tiny_model()), device="cpu")
+    ends = {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")}
+    engine.submit([ask(f"r{n}", seed=n) for n in range(64)])
+    seen, got = set(), 0
+    while got < 64:
+        for completion in engine.poll():
+            got += 1
+            *before, last = completion.token_ids or ()
+            assert ends.isdisjoint(before)
+            assert (last in ends) == (completion.finish_reason == "stop")
+            assert len(before) == 99 or last in ends
+            seen |= {last, *before}
+    assert ends <= seen
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in seen
+    assert not pad or tokenizer.pad_token_id in seen
+
+
+def test_a_command_line_can_name_it(tmp_path: Path) -> None:
+    """Engines are chosen by import path in a configuration file."""
+    folder = save_policy(tmp_path / "policy", bpe_tokenizer(), tiny_model())
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(TransformersEngine, "engine")
+    config = parser.parse_object(
+        {"engine": {"model": str(folder), "device": "cpu", "dtype": "bfloat16", "max_slots": 4}}
+    )
+    engine = parser.instantiate(config).engine
+    assert engine.concurrency == 4
+    assert engine.seeded
+
+
+@pytest.mark.parametrize("change", ["copied", "weight", "template"])
+def test_policy_names_weights_and_template_wherever_they_lie(change: str, tmp_path: Path) -> None:
+    def policy(folder: Path) -> str:
+        return TransformersEngine(folder, device="cpu").policy
+
+    first = save_policy(tmp_path / "first", bpe_tokenizer(), tiny_model())
+    model, tokenizer = tiny_model(), bpe_tokenizer()
+    if change == "copied":
+        other = Path(shutil.copytree(first, tmp_path / "other"))
+    else:
+        if change == "weight":
+            with torch.no_grad():
+                model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+        else:
+            tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant: ")
+        other = save_policy(tmp_path / "other", tokenizer, model)
+    assert (policy(first) == policy(other)) == (change == "copied")
+
+
+def test_policy_of_a_loaded_model() -> None:
+    def policy(model: Any, tokenizer: Any = None) -> str:
+        return TransformersEngine(model, tokenizer=tokenizer or bpe_tokenizer()).policy
+
+    changed = tiny_model()
+    with torch.no_grad():
+        changed.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template += " "
+    assert policy(tiny_model()) == policy(tiny_model())
+    assert policy(changed) != policy(tiny_model())
+    assert policy(tiny_model(), tokenizer) != policy(tiny_model())
+
+
+def test_bad_requests_are_refused_whole() -> None:
+    engine = build()
+    for bad, message in [
+        (ask("good"), "'good' exists already"),
+        (ask("b", None), "'b' has no token_ids"),
+        (ask("b", (1, 512)), "'b' has token 512, outside the vocabulary of 512"),
+        (ask("b", (-1, 5)), "'b' has token -1, outside"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            engine.submit([ask("good"), bad])
+        assert engine.poll() == []
+    engine.submit([ask("good")])
+    with pytest.raises(ValueError, match="continues 'good', still running"):
+        engine.submit([ask("c", continues="good")])
+
+
+def test_an_empty_prompt_is_an_error_completion() -> None:
+    engine = build()
+    engine.submit([ask("a", ())])
+    assert [(c.finish_reason, c.error) for c in engine.poll()] == [("error", "the prompt is empty")]
+
+
+@pytest.mark.parametrize("option", ["max_slots", "max_cached_tokens", "context_length"])
+def test_bounds_below_one_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be at least 1"):
+        build(**{option: 0})
+
+
+def test_a_loaded_model_needs_its_tokenizer() -> None:
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        TransformersEngine(tiny_model())
+
+
+def test_models_it_cannot_batch_are_refused() -> None:
+    """Better no answer than one from a mask that is not the model's own."""
+    chunked = tiny_model()
+    chunked.config.layer_types = ["chunked_attention"] * 2
+    with pytest.raises(ValueError, match="layers of type chunked_attention"):
+        TransformersEngine(chunked, tokenizer=bpe_tokenizer())
+    flexible = tiny_model()
+    flexible.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="'flex_attention' takes no explicit mask"):
+        TransformersEngine(flexible, tokenizer=bpe_tokenizer())
