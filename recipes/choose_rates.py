@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from drift_eval import outcomes, score_outcomes
+from drift_eval import outcomes
+from drift_eval.scoring import score_outcomes
 from quickstart import (
     METHODS,
     Scale,

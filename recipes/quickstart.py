@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,17 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
-from drift_eval import (
-    Comparison,
-    Scores,
-    compare_outcomes,
-    evaluate,
-    numbers,
-    outcomes,
-    score_outcomes,
-    score_table,
-    write_report,
-)
+from drift_eval import Comparison, Scores, compare_outcomes, evaluate, outcomes
+from drift_eval.report import numbers, score_table, write_report
+from drift_eval.scoring import score_outcomes
 from drift_rollout import ExactVerifier, Problem, Protocol, RolloutConfig, Sampling, sample
 from drift_rollout.engines.transformers import TransformersEngine
 from drift_rollout.problems import problem_set
@@ -308,7 +301,9 @@ def train_method(stage: Stage, method: Method, turns: pa.Table, reference: Path)
         seed=stage.seed,
     )
     fit(stage, module, data, stage.scale.steps, method.name)
-    return export(module, folder, overwrite=True)
+    # Of an earlier run; only the reference is kept from run to run.
+    shutil.rmtree(folder, ignore_errors=True)
+    return export(module, folder)
 
 
 def fit(stage: Stage, module: WeightedSFT, data: WeightedDataModule, steps: int, label: str) -> None:

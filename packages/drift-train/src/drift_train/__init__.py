@@ -1,1 +1,28 @@
+"""Weighted supervised fine-tuning on terminal turns (DRIFT)."""
 
+from drift_train.data import WeightedDataModule, read_rows, split
+from drift_train.encode import Encoded, Example, encode
+from drift_train.export import export, load_policy
+from drift_train.loss import token_nll, weighted_nll, weighted_nll_from_logits
+from drift_train.module import WeightedSFT
+from drift_train.pack import BatchPlan, MicroBatch, StepBatch, pad, step_batch
+
+__all__ = [
+    "BatchPlan",
+    "Encoded",
+    "Example",
+    "MicroBatch",
+    "StepBatch",
+    "WeightedDataModule",
+    "WeightedSFT",
+    "encode",
+    "export",
+    "load_policy",
+    "pad",
+    "read_rows",
+    "split",
+    "step_batch",
+    "token_nll",
+    "weighted_nll",
+    "weighted_nll_from_logits",
+]

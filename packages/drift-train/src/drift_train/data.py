@@ -1,0 +1,265 @@
+"""WeightedDataModule: a path of weighted turns → steps for the trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoTokenizer
+
+from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
+from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
+from drift_weights.folder import is_folder, read_folder
+
+BATCH_SIZE = 128
+"""Examples of an optimizer step (D.2)."""
+MICRO_TOKENS = 16_384
+JSON_BLOCK = 1 << 26
+"""Bytes that one JSON line may take at most."""
+
+_log = logging.getLogger(__name__)
+
+
+class WeightedDataModule(LightningDataModule):
+    """Weighted turns from a folder, a file or a table, as whole optimizer steps.
+
+    Args:
+        path: a WEIGHTED folder, or one Parquet or JSONL file with `weight` and either token ids or
+            `prompt` and `completion`.
+        model: folder or Hub id of the policy: its vocabulary, context length and tokenizer.
+        model_revision: of the Hub id.
+        batch_size: examples of an optimizer step, over all devices, ≥ 1 (D.2).
+        micro_tokens: most tokens of one forward pass, padding included, ≥ 1.
+        weighting: `loss`: w multiplies the loss (the paper); `resample`: rows are drawn by w
+            (ours); `none`: w = 1.
+        seed: of the order and of resampling, ≥ 0.
+        val_share: share of the prompts held out, in [0, 1), by a hash of prompt_id.
+        supervise: `terminal` turns (the paper) or `all`.
+        too_long: `refuse` rows over the limit, or `drop` and name them.
+        max_length: most tokens of a row; null for the model's context length.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: str,
+        model_revision: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        micro_tokens: int = MICRO_TOKENS,
+        weighting: Weighting = "loss",
+        seed: int = 0,
+        val_share: float = 0.0,
+        supervise: Supervise = "terminal",
+        too_long: TooLong = "refuse",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_share < 1:
+            raise ValueError(f"val_share must lie in [0, 1), got {val_share}")
+        self.path = path
+        self.model = model
+        self.model_revision = model_revision
+        self.batch_size = batch_size
+        self.micro_tokens = micro_tokens
+        self.weighting = weighting
+        self.seed = seed
+        self.val_share = val_share
+        self.supervise = supervise
+        self.too_long = too_long
+        self.max_length = max_length
+        self._table: pa.Table | None = None
+        self._train: list[Example] = []
+        self._held_out: list[Example] = []
+
+    @classmethod
+    def from_table(cls, table: pa.Table, model: str, **settings: Any) -> Self:
+        """A data module over a table in memory; `settings` as for the class."""
+        data = cls("the table", model, **settings)
+        data._table = table
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Read, encode and split, once.
+
+        Raises:
+            ValueError: bad rows, or a split that leaves a side empty.
+            FileNotFoundError: no such path.
+        """
+        if self._train:
+            return
+        encoded = self._encoded()
+        if encoded.too_long:
+            _warn(f"{self.path}: left out {name_rows(encoded.too_long)} that are too long")
+        self._train, self._held_out = split(encoded.examples, self.val_share)
+        if not self._held_out and stage == "validate":
+            raise ValueError("nothing is held out to validate on; set data.val_share")
+        if not self._held_out and self.trainer is not None:
+            # Else Lightning asks whether an empty loader was the intention.
+            self.trainer.limit_val_batches = 0
+        # Refused here rather than at the first step.
+        self._plan = BatchPlan(
+            self._train, batch_size=self.batch_size, seed=self.seed, weighting=self.weighting
+        )
+
+    def train_dataloader(self) -> TrainSteps:
+        """The run's steps from the trainer's own on; a pure function of (seed, step)."""
+        if self.trainer is None:
+            raise RuntimeError("the steps of a run are counted by a trainer; give it this data module")
+        return TrainSteps(self, self.trainer, self._plan, self._train)
+
+    def val_dataloader(self) -> HeldOutSteps:
+        """The held-out examples, in table order."""
+        return HeldOutSteps(self, self._held_out)
+
+    def share(
+        self, examples: Sequence[Example], weight_N: NDArray[np.float64], indices: NDArray[np.int64]
+    ) -> StepBatch:
+        """This rank's share of a step."""
+        trainer = self.trainer
+        return step_batch(
+            examples,
+            weight_N,
+            indices,
+            micro_tokens=self.micro_tokens,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+
+    def _encoded(self) -> Encoded:
+        table = read_rows(Path(self.path)) if self._table is None else self._table
+        whole = AutoConfig.from_pretrained(self.model, revision=self.model_revision)
+        config = whole.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        limits = [limit for limit in (self.max_length, context) if limit is not None]
+        return encode(
+            table,
+            vocab_size=config.vocab_size,
+            tokenizer=self._tokenizer() if _holds_text(table) else None,
+            max_length=min(limits, default=None),
+            supervise=self.supervise,
+            too_long=self.too_long,
+            source=self.path,
+        )
+
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.model, revision=self.model_revision)
+
+
+class TrainSteps:
+    """The steps of a run, from the one that the trainer has reached to its last."""
+
+    def __init__(
+        self,
+        data: WeightedDataModule,
+        trainer: Trainer,
+        plan: BatchPlan,
+        examples: Sequence[Example],
+    ) -> None:
+        self._data = data
+        self._trainer = trainer
+        self._plan = plan
+        self._examples = examples
+
+    def __len__(self) -> int:
+        """All steps of the run, those done included: Lightning counts them as fetched."""
+        return self._trainer.max_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """The rank's shares; the place in the data is the trainer's step and nothing else."""
+        weight_N = self._plan.loss_weights()
+        for step in range(self._trainer.global_step, len(self)):
+            yield self._data.share(self._examples, weight_N, self._plan.step(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the trainer's step says it all. It tells Lightning that resuming is exact."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class HeldOutSteps:
+    """The held-out examples once, in table order, with their weights (1 under `none`)."""
+
+    def __init__(self, data: WeightedDataModule, examples: Sequence[Example]) -> None:
+        self._data = data
+        self._examples = examples
+
+    def __len__(self) -> int:
+        """Batches of at most batch_size examples."""
+        return -(-len(self._examples) // self._data.batch_size)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """The rank's shares."""
+        weight_N = np.array([example.weight for example in self._examples])
+        if self._data.weighting == "none":
+            weight_N = np.ones_like(weight_N)
+        rows, size = np.arange(len(self._examples)), self._data.batch_size
+        for batch in range(len(self)):
+            part = rows[batch * size : (batch + 1) * size]
+            yield self._data.share(self._examples, weight_N, part)
+
+
+def split(examples: Sequence[Example], val_share: float) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, no prompt on both sides.
+
+    A prompt is held out if sha256 of its prompt_id, read as a fraction, is below `val_share`: its
+    side depends on nothing else, so it survives new rows, shuffles and merges.
+
+    Raises:
+        ValueError: a side that should have examples has none.
+    """
+    train: list[Example] = []
+    held_out: list[Example] = []
+    for example in examples:
+        (held_out if _fraction(example.prompt_id) < val_share else train).append(example)
+    if not train or (val_share > 0 and not held_out):
+        side = "held-out" if train else "training"
+        prompts = len({example.prompt_id for example in examples})
+        raise ValueError(f"val_share {val_share} of {prompts} prompts leaves the {side} side empty")
+    return train, held_out
+
+
+def read_rows(path: Path) -> pa.Table:
+    """A WEIGHTED folder, a Parquet file or a JSONL file as a table.
+
+    Raises:
+        FileNotFoundError: nothing there, or a folder without a manifest.
+        ValueError: another kind of file, or one that does not parse.
+    """
+    if path.is_dir() or is_folder(path):
+        return read_folder(path, "weighted")[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        if path.suffix in (".jsonl", ".json"):
+            return pyarrow.json.read_json(path, pyarrow.json.ReadOptions(block_size=JSON_BLOCK))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} does not read as {path.suffix[1:]}: {error}") from error
+    raise ValueError(f"{path} is neither a folder of weighted turns, .parquet, .jsonl nor .json")
+
+
+def _holds_text(table: pa.Table) -> bool:
+    return "input_ids" not in table.column_names or table.column("input_ids").null_count > 0
+
+
+def _fraction(prompt_id: str) -> float:
+    digest = hashlib.sha256(prompt_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    _log.warning(message)

@@ -1,0 +1,90 @@
+"""A trained policy as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from drift_train.module import CONFIG_KEY, GENERATION_KEY, WeightedSFT
+from drift_weights.folder import refuse_existing
+
+_PREFIX = "model."
+
+
+def export(source: Path | WeightedSFT, out: Path, *, tokenizer: Any = None) -> Path:
+    """Write a policy that AutoModelForCausalLM and AutoTokenizer open; whole or not at all.
+
+    Args:
+        source: a Lightning checkpoint file of WeightedSFT, or the module itself.
+        out: the folder to make; it must not exist, or be empty.
+        tokenizer: the policy's; by default that of the model which training started from.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        FileNotFoundError: no such checkpoint.
+        ValueError: not a checkpoint of WeightedSFT, or no tokenizer to be found.
+    """
+    refuse_existing(out, overwrite=False)
+    if isinstance(source, WeightedSFT):
+        model, hparams = source.policy, dict(source.hparams)
+    else:
+        model, hparams = load_policy(source)
+    if tokenizer is None:
+        if not hparams["model"]:
+            raise ValueError("the policy was built in memory; say which tokenizer goes with it")
+        tokenizer = AutoTokenizer.from_pretrained(hparams["model"], revision=hparams["revision"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.writing-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def load_policy(checkpoint: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model in a Lightning checkpoint, and the module's hyperparameters. No code is unpickled.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of WeightedSFT.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint file")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{checkpoint} does not load as weights alone: {error}") from error
+    if not isinstance(content, dict) or CONFIG_KEY not in content:
+        raise ValueError(f"{checkpoint} is not a checkpoint of WeightedSFT")
+    settings = json.loads(content[CONFIG_KEY])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    dtype = getattr(torch, content["hyper_parameters"]["dtype"])
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    state = content["state_dict"]
+    model.load_state_dict({name.removeprefix(_PREFIX): tensor for name, tensor in state.items()})
+    if GENERATION_KEY in content:
+        model.generation_config = GenerationConfig.from_dict(json.loads(content[GENERATION_KEY]))
+    return model, content["hyper_parameters"]

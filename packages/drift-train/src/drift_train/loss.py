@@ -1,0 +1,90 @@
+"""The weighted loss. Suffix legend: N examples, T supervised tokens, B batch, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Reduction = Literal["sum", "mean"]
+IGNORED = -100
+"""The label of a position without loss."""
+
+
+def weighted_nll(
+    nll_T: Tensor,
+    example_T: Tensor,
+    weight_N: Tensor,
+    *,
+    reduction: Reduction = "sum",
+    num_examples: float,
+) -> Tensor:
+    """The weighted negative log-likelihood of a step, or the share of it that these tokens are.
+
+    L = 1/N Σ_i w_i Σ_j −log π(y_ij | x_i, y_i,<j) (eq. 14, 15), N = `num_examples`.
+
+    Args:
+        nll_T: −log π of each supervised token, any order, shape [T].
+        example_T: the example each belongs to, an index into `weight_N`, shape [T].
+        weight_N: w ≥ 0, shape [N].
+        reduction: `sum` over a response's tokens (the paper), or their `mean`, which needs all
+            tokens of an example in one call.
+        num_examples: planned examples of the whole optimizer step, over micro-batches and
+            ranks, > 0.
+
+    Returns:
+        A scalar; the scalars of a step's parts add up to the step's loss.
+
+    Raises:
+        ValueError: `num_examples` ≤ 0, or nll and example of different shapes.
+    """
+    if not num_examples > 0:
+        raise ValueError(f"num_examples must be above 0, got {num_examples}")
+    if nll_T.shape != example_T.shape:
+        raise ValueError(f"nll has shape {tuple(nll_T.shape)}, example {tuple(example_T.shape)}")
+    factor_N = weight_N.to(nll_T.dtype)
+    if reduction == "mean":
+        tokens_N = torch.bincount(example_T, minlength=len(factor_N)).clamp(min=1)
+        factor_N = factor_N / tokens_N
+    return (factor_N[example_T] * nll_T).sum() / num_examples
+
+
+def token_nll(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """−log π of each supervised token: labels shifted by one, −100 ignored, at least float32.
+
+    Returns:
+        nll_T in batch order, and the row of the batch that each token belongs to, example_T.
+    """
+    target_BT = labels_BT[:, 1:]
+    kept_BT = target_BT != IGNORED
+    logits_TV = logits_BTV[:, :-1][kept_BT]
+    if logits_TV.dtype in (torch.float16, torch.bfloat16):
+        logits_TV = logits_TV.float()
+    nll_T = functional.cross_entropy(logits_TV, target_BT[kept_BT], reduction="none")
+    return nll_T, kept_BT.nonzero()[:, 0]
+
+
+def weighted_nll_from_logits(
+    logits_BTV: Tensor,
+    labels_BT: Tensor,
+    weight_B: Tensor,
+    *,
+    reduction: Reduction = "sum",
+    num_examples: float,
+) -> Tensor:
+    """`weighted_nll` of a batch of logits and labels, one example a row (eq. 14, 15).
+
+    Args:
+        logits_BTV: the model's logits.
+        labels_BT: token ids where there is loss, else −100; position t is predicted from t − 1.
+        weight_B: w ≥ 0 of each row.
+        reduction: see `weighted_nll`.
+        num_examples: see `weighted_nll`.
+
+    Returns:
+        A scalar, in float32, or float64 for float64 logits.
+    """
+    nll_T, example_T = token_nll(logits_BTV, labels_BT)
+    return weighted_nll(nll_T, example_T, weight_B, reduction=reduction, num_examples=num_examples)

@@ -1,0 +1,133 @@
+"""A checkpoint becomes a folder that transformers opens, whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from drift_train import WeightedDataModule, WeightedSFT, export
+from tiny import bpe_tokenizer, save_policy, tiny_model
+from train.weighted_rows import FAMILIES, random_rows, weighted_table
+
+IDS = torch.tensor([[5, 3, 60, 1, 0, 17]])
+
+
+def trained(folder: Path, family: str, *, tied: bool = False) -> tuple[WeightedSFT, Path]:
+    model = tiny_model(family, vocab=512, tie_word_embeddings=tied)
+    base = save_policy(folder / "base", bpe_tokenizer(), model)
+    module = WeightedSFT(str(base), 1e-2)
+    fit(module, base).save_checkpoint(folder / "last.ckpt")
+    return module, folder / "last.ckpt"
+
+
+def fit(module: WeightedSFT, base: Path) -> Trainer:
+    table = weighted_table(random_rows(8, vocab=512))
+    run = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    run.fit(module, datamodule=WeightedDataModule.from_table(table, str(base), batch_size=4))
+    return run
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_tokenizer_and_stops_survive(family: str, tied: bool, tmp_path: Path) -> None:
+    module, checkpoint = trained(tmp_path, family, tied=tied)
+    module.policy.eval()
+    wanted = module.policy(IDS).logits
+    untrained = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert not torch.allclose(untrained(IDS).logits, wanted)
+    for name, source in {"from-checkpoint": checkpoint, "from-module": module}.items():
+        out = export(source, tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(out).eval()
+        assert torch.equal(model(IDS).logits, wanted)
+        assert model.generation_config.eos_token_id == untrained.generation_config.eos_token_id
+        tokenizer, known = (AutoTokenizer.from_pretrained(f) for f in (out, tmp_path / "base"))
+        assert tokenizer.chat_template == known.chat_template
+        assert tokenizer.encode("12 + 30 = 42") == known.encode("12 + 30 = 42")
+        assert (out / "model.safetensors").is_file()
+
+
+def test_an_export_needs_no_weights_of_the_base(tmp_path: Path) -> None:
+    _, checkpoint = trained(tmp_path, "llama")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert export(checkpoint, tmp_path / "out").is_dir()
+
+
+def test_a_model_built_in_memory_names_its_tokenizer(tmp_path: Path) -> None:
+    module = WeightedSFT.from_model(tiny_model(), 1e-3)
+    with pytest.raises(ValueError, match="say which tokenizer"):
+        export(module, tmp_path / "out")
+    out = export(module, tmp_path / "out", tokenizer=bpe_tokenizer())
+    found = AutoModelForCausalLM.from_pretrained(out)(IDS).logits
+    assert torch.equal(found, module.policy(IDS).logits)
+
+
+def test_a_checkpoint_keeps_the_dtype_of_a_model_built_in_memory(tmp_path: Path) -> None:
+    base = save_policy(tmp_path / "base", bpe_tokenizer(), tiny_model())
+    module = WeightedSFT.from_model(tiny_model(seed=1).double(), 1e-3)
+    fit(module, base).save_checkpoint(tmp_path / "last.ckpt")
+    out = export(tmp_path / "last.ckpt", tmp_path / "out", tokenizer=bpe_tokenizer())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.float64
+    assert torch.equal(model(IDS).logits, module.policy.eval()(IDS).logits)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    module = WeightedSFT.from_model(tiny_model(), 1e-3)
+    with pytest.raises(FileExistsError, match="choose another output"):
+        export(module, tmp_path / "out", tokenizer=bpe_tokenizer())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    class FullDisk:
+        def save_pretrained(self, folder: Any) -> None:
+            raise OSError("no space left")
+
+    module = WeightedSFT.from_model(tiny_model(), 1e-3)
+    with pytest.raises(OSError, match="no space left"):
+        export(module, tmp_path / "out", tokenizer=FullDisk())
+    assert list(tmp_path.iterdir()) == []
+
+
+class Planted:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("planted"),))
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Planted()}, tmp_path / "planted.ckpt")
+    with pytest.raises(ValueError, match="does not load as weights alone"):
+        export(tmp_path / "planted.ckpt", tmp_path / "out")
+    assert not (tmp_path / "planted").exists()
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no checkpoint file"):
+        export(tmp_path / "nothing.ckpt", tmp_path / "out")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of WeightedSFT"):
+        export(tmp_path / "other.ckpt", tmp_path / "out")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match=r"pickle\.ckpt"):
+        export(tmp_path / "pickle.ckpt", tmp_path / "out")
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.ckpt"):
+        export(tmp_path / "text.ckpt", tmp_path / "out")

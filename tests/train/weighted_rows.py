@@ -1,0 +1,159 @@
+"""Rows of weighted turns for tests, and the literal formula of eq. 14 and 15 as an oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from drift_train import BatchPlan, Example, WeightedSFT, step_batch
+from drift_weights.schema import WEIGHTED
+from tiny import tiny_model
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "phi3"]
+USER = [{"role": "user", "content": "Problem: 12 + 30"}]
+
+
+def weighted_row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """One WEIGHTED row; the key says `number`."""
+    row = {
+        "prompt_id": f"p{number // 4}",
+        "round": 0,
+        "policy": "ref",
+        "sample": number % 4,
+        "prompt": USER,
+        "completion": [{"role": "assistant", "content": "<answer> 42 </answer>"}],
+        "weight": 1.0,
+        "return": 1.0,
+        "length": 1,
+        "unique_answers": 1,
+        "counted": 1,
+        "penalty": 0.0,
+        "solved": True,
+        "group_size": 4,
+        "finish_reason": "stop",
+        "input_ids": None,
+        "response_spans": None,
+        "logprobs": None,
+        "tokenizer": None,
+    }
+    return row | changes
+
+
+def token_row(number: int, ids: Sequence[int], spans: Sequence[tuple[int, int]], **changes: Any) -> Any:
+    """One WEIGHTED row that holds tokens."""
+    named = [{"start": start, "end": end} for start, end in spans]
+    return weighted_row(number, input_ids=list(ids), response_spans=named, **changes)
+
+
+def weighted_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows under the WEIGHTED schema."""
+    return pa.Table.from_pylist(list(rows), schema=WEIGHTED)
+
+
+def random_rows(count: int, *, vocab: int, seed: int = 0, longest: int = 5) -> list[dict[str, Any]]:
+    """Dialogues of 1 to 3 turns with uneven lengths and weights; ids run over the whole vocabulary."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    rows = []
+    for index in range(count):
+        spans, position = [], 0
+        for _ in range(number(1, 3)):
+            start = position + number(1, longest)
+            position = start + number(1, longest)
+            spans.append((start, position))
+        ids = torch.randint(0, vocab, (position,), generator=draw).tolist()
+        weight = float(torch.rand((), generator=draw, dtype=torch.float64)) * 3
+        rows.append(token_row(index, ids, spans, weight=weight))
+    return rows
+
+
+def literal_loss(
+    model: Any,
+    examples: Sequence[Example],
+    weights: Sequence[float],
+    num_examples: int,
+    reduction: str = "sum",
+) -> torch.Tensor:
+    """1/N Σ_i w_i Σ_j −log π(y_ij | x_i, y_i,<j), one unpadded example and one token at a time."""
+    total = torch.zeros((), dtype=model.dtype)
+    for example, weight in zip(examples, weights, strict=True):
+        ids = torch.tensor(example.input_ids.tolist())
+        log_prob = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
+        positions = [j for start, end in example.spans for j in range(start, end)]
+        scale = weight / (len(positions) if reduction == "mean" else 1)
+        for j in positions:
+            total = total - scale * log_prob[j - 1, ids[j]]
+    return total / num_examples
+
+
+def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss as one vector."""
+    parts = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    pairs = zip(parts, model.parameters(), strict=True)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
+
+
+def step_gradient(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    micro_tokens: int,
+    world_size: int = 1,
+    num_examples: int | None = None,
+    reduction: str = "sum",
+) -> torch.Tensor:
+    """What the ranks and micro-batches of one step over all examples add up to."""
+    module = WeightedSFT.from_model(model, 1e-3, reduction=reduction)
+    plan = BatchPlan(examples, batch_size=len(examples), seed=3)
+    total = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=model.dtype)
+    for rank in range(world_size):
+        share = step_batch(
+            examples,
+            plan.loss_weights(),
+            plan.step(0),
+            micro_tokens=micro_tokens,
+            rank=rank,
+            world_size=world_size,
+        )
+        for micro in share.micro_batches:
+            loss, _ = module.micro_loss(micro, num_examples or share.num_examples)
+            total += gradient(model, loss)
+    return total
+
+
+class ExactNorm(torch.nn.Module):
+    """A model's RMSNorm in the precision of its input; transformers computes it in float32 always."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (self.offset + self.weight) * hidden * scale
+
+
+def tiny_double(family: str = "llama") -> Any:
+    """A tiny model that computes in float64 throughout, so that laws can be held to 1e-10."""
+    # Softcapped attention exists only in eager mode, whose softmax is float32; the soft cap on the
+    # final logits, which the loss does see, stays.
+    uncapped = {"attn_logit_softcapping": None} if family == "gemma2" else {}
+    model = tiny_model(family, vocab=64, **uncapped).double()
+    model.set_attn_implementation("sdpa")
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            model.set_submodule(name, ExactNorm(module))
+    return model
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative L2 distance."""
+    return float((found - wanted).norm() / wanted.norm())
