@@ -38,9 +38,7 @@ def speak(tokenizer, turns: list[tuple[str, str | None]]) -> Callable[[Request],
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(
-    texts=st.lists(
-        st.sampled_from(["9", "no", "<answer> 8 </answer>", "so <answer> 7 </answer>"]), max_size=4
-    ),
+    texts=st.lists(st.sampled_from(["9", "no", "so <answer> 7 </answer>"]), max_size=4),
     solved=st.booleans(),
     endings=st.lists(ENDINGS, min_size=5, max_size=5),
 )
@@ -67,9 +65,7 @@ def test_the_loss_sees_exactly_the_sampled_terminal_turn(name, texts, solved, en
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_all_turns_are_supervised_by_a_mask_on_the_same_ids(name) -> None:
     tokenizer = TOKENIZERS[name]
-    script = speak(
-        tokenizer, [("no", "<|im_end|>"), ("never", None), ("<answer> 3 </answer>", "<|im_end|>")]
-    )
+    script = speak(tokenizer, [("no", "<|im_end|>"), ("never", None), ("<answer> 3 </answer>", None)])
     engine = ScriptedEngine(script, tokenizer=tokenizer)
     table = to_table(sample([PROBLEM], engine, ExactVerifier(), RolloutConfig(samples=1)))
     turns, _ = weighted_turns(table)

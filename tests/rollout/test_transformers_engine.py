@@ -336,3 +336,21 @@ def test_first_tokens_are_distributed_as_the_model_says(temperature: float) -> N
     table = [(*seen[common], seen[~common].sum()), (*expected[common], expected[~common].sum())]
     assert common.sum() > 10
     assert stats.chisquare(*table).pvalue > 1e-3
+
+
+def test_padding_asks_for_no_position_that_the_model_lacks() -> None:
+    """A table of positions, as GPT-2 has: a long history with little to add beside one with much."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.eos_token = None
+    model = tiny_model("gpt2", max_position_embeddings=20).double()
+    engine = TransformersEngine(model, tokenizer=tokenizer)
+    first = {"long": prompt(14), "short": prompt(2)}
+    got = answers(engine, [ask(name, ids, max_new_tokens=2) for name, ids in first.items()])
+    second = {
+        name: (*ids, *(got[name].token_ids or ()), *prompt(more))
+        for (name, ids), more in zip(first.items(), (2, 10), strict=True)
+    }
+    requests = [ask(f"{name}/2", ids, max_new_tokens=2, continues=name) for name, ids in second.items()]
+    got = answers(engine, requests)
+    for name, ids in second.items():
+        assert got[f"{name}/2"].token_ids == plain_greedy(model, ids, 2)

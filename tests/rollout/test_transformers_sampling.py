@@ -94,9 +94,9 @@ def test_no_token_of_probability_zero_is_ever_drawn(
 
 
 def test_the_ends_of_the_range_meet_the_ends_of_the_distribution() -> None:
-    logits = torch.tensor([[-math.inf, 1.0, 0.0, -math.inf]] * 2)
+    logits = torch.tensor([[-math.inf, 0.0, 1.0, 0.0, -math.inf]] * 2)
     tokens, _ = draw(logits, [1.0, 1.0], [1.0, 1.0], np.array([0.0, LAST]))
-    assert tokens == [1, 2]
+    assert tokens == [1, 3]
 
 
 def test_a_sum_that_is_not_monotone_still_draws_a_possible_token(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from drift_rollout.protocol import Protocol
 from drift_rollout.run import rollout
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
-from drift_weights.cli import option_words
+from drift_weights.cli import option_words, refuse
 from drift_weights.types import Trajectory
 
 
@@ -27,10 +28,9 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
         words = option_words(sys.argv[1:] if args is None else args, flags={"dry_run"})
-        auto_cli({"sample": sample}, args=words, as_positional=True)
-    except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(2)
+        auto_cli({"sample": sample}, args=words, as_positional=True, exit_on_error=False)
+    except (ValueError, OSError, ArgumentError) as error:
+        refuse(error)
 
 
 def sample(

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from drift_weights.types import FinishReason, Message
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# No slots: jsonargparse reads the fields of a default from its __dict__.
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a response is drawn.
 

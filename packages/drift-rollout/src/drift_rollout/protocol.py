@@ -9,7 +9,8 @@ from drift_weights.types import UNSCORED, Ended, Message, Turn
 FEEDBACK = "Incorrect. Please think again."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# No slots: jsonargparse reads the fields of a default from its __dict__.
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The rules of a dialogue.
 

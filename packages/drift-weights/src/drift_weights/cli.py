@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,12 +45,19 @@ from drift_weights.weights import BETA
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
-    words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
     try:
-        auto_cli({"reweight": reweight, "inspect": inspect}, args=words, as_positional=True)
-    except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(2)
+        words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
+        auto_cli(
+            {"reweight": reweight, "inspect": inspect}, args=words, as_positional=True, exit_on_error=False
+        )
+    except (ValueError, OSError, ArgumentError) as error:
+        refuse(error)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Print a user's mistake as one line on standard error, and exit with code 2."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.exit(2)
 
 
 def option_words(args: Sequence[str], *, flags: Collection[str] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of the law tests: no deadline, since a busy machine is no broken law."""
+"""Settings of all Hypothesis tests: no deadline, since a busy machine is no broken law."""
 
 from __future__ import annotations
 

@@ -1,0 +1,104 @@
+"""drift-rollout sample as a user runs it, on a tiny model of our own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from drift_rollout.cli import main
+from drift_weights import from_table, read_folder
+from tiny import bpe_tokenizer, save_policy, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = bpe_tokenizer()
+    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer, tiny_model(vocab=len(tokenizer)))
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(3)))
+    return path
+
+
+SMALL = ["--sampling.max_new_tokens", "5", "--protocol.max_turns", "2"]
+
+
+def test_sample_writes_a_folder_and_goes_on_where_it_was(
+    problems: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    main(["sample", str(problems), str(model), str(out), "--samples", "2", *SMALL])
+    table, manifest = read_folder(out / "trajectories", "trajectories")
+    first = list(from_table(table))
+    assert [t.sample for t in first] == [0, 1] * 3
+    assert {t.prompt[-1].content.split("State: ")[1].split("\n")[0] for t in first} == {
+        "0 + 1",
+        "1 + 1",
+        "2 + 1",
+    }
+    assert manifest["rollout"]["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 5}
+    assert manifest["rollout"]["policy"] == first[0].policy
+    main(["sample", str(problems), str(model), str(out), "--samples", "3", *SMALL])
+    grown = list(from_table(read_folder(out / "trajectories", "trajectories")[0]))
+    assert len(grown) == 9
+    assert [t for t in grown if t.sample < 2] == first
+    assert "3 problems × 3 samples = 9 trajectories" in capsys.readouterr().out
+
+
+def test_another_seed_in_the_same_place_is_refused(
+    problems: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sample", str(problems), str(model), str(tmp_path / "run"), "--samples", "1", *SMALL]
+    main(arguments)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--seed", "7"])
+    assert stop.value.code == 2
+    assert "seed: 0 before, 7 now" in capsys.readouterr().err
+
+
+def test_a_dry_run_touches_nothing(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["sample", str(problems), "no/such-model", str(tmp_path / "run"), "--dry-run"])
+    assert "3 problems × 16 samples = 48 trajectories" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_and_a_prompt_of_ones_own(
+    problems: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "rollout.yaml"
+    config.write_text(
+        f"problems: {problems}\nmodel: {model}\nout: {tmp_path / 'run'}\nsamples: 1\n"
+        "prompt: {system: null, user: 'Solve {problem} now'}\n"
+        "protocol: {max_turns: 1, feedback: Nope.}\nsampling: {max_new_tokens: 3}\n"
+    )
+    main(["sample", "--config", str(config)])
+    made = list(from_table(read_folder(tmp_path / "run" / "trajectories", "trajectories")[0]))
+    assert {t.prompt[0].content for t in made} == {f"Solve {n} + 1 now" for n in range(3)}
+    assert {t.max_turns for t in made} == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--prompt", "mine"], "'mine' is no template"),
+        (["--samples", "0"], "samples must be at least 1"),
+        (["--sampling.temperature", "-1"], "temperature must not be negative"),
+        (["--question", "q"], "field 'q' is missing"),
+        (["--verifier", "hope"], "verifier"),
+    ],
+)
+def test_mistakes_are_one_line(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(problems), "no/such-model", str(tmp_path / "run"), *change])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert says in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
