@@ -257,6 +257,43 @@ def test_parked_caches_never_block_and_evicted_ones_are_rebuilt(bound: dict[str,
         assert cache.slots <= bound.get("max_slots", 10**9)
 
 
+def test_continuations_go_before_new_requests() -> None:
+    """Otherwise the new one would take the only slot, and the cache of the other with it."""
+    engine = build(max_slots=1)
+    first = answers(engine, [ask("a", prompt(20), max_new_tokens=2)])["a"].token_ids or ()
+    meter = Meter(engine)
+    history = (*prompt(20), *first, *prompt(3))
+    answers(
+        engine,
+        [ask("new", prompt(8), max_new_tokens=1), ask("b", history, max_new_tokens=1, continues="a")],
+    )
+    assert meter.tokens == (1 + 3) + 8
+
+
+def test_a_queued_cache_that_gave_way_comes_back_from_its_sample_siblings_prompt() -> None:
+    """Room for three short rows or two long ones: a is dropped, then shares c's first prompt."""
+    engine, ids = build(max_cached_tokens=50), prompt(10)
+    names = ("a", "b", "c")
+    got = answers(
+        engine, [ask(name, ids, seed=n, temperature=1.0, max_new_tokens=4) for n, name in enumerate(names)]
+    )
+    second = {name: (*ids, *(got[name].token_ids or ()), *prompt(6)) for name in names}
+    engine.submit(
+        [ask(f"{n}2", second[n], continues=n, max_new_tokens=1 if n == "b" else 4) for n in names]
+    )
+    meter, done = Meter(engine), {}
+    while len(done) < 3:
+        for completion in engine.poll():
+            done[completion.id] = completion
+            if completion.id == "b2":
+                engine.release("b2")
+    for name in names:
+        sampled = done[f"{name}2"].token_ids or ()
+        assert sampled == plain_greedy(model_of(engine), second[name], len(sampled))
+    # b and c add 1 + 6 tokens, a all behind the 10 of the prompt; then 3 more each are fed to a and c.
+    assert meter.tokens == 7 + (7 + 3) + (10 + 3)
+
+
 def test_release_gives_room_back_and_ignores_what_it_does_not_know() -> None:
     engine = build(max_slots=2)
     for n in range(5):

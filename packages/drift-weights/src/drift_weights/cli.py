@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +64,7 @@ def refuse(error: Exception) -> NoReturn:
 def option_words(args: Sequence[str], *, flags: Collection[str] = ()) -> list[str]:
     """Let `--group-size` stand for `--group_size`, and a bare `--overwrite` for `--overwrite=true`."""
     words = []
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
         if not word.startswith("--"):
             words.append(word)
             continue
