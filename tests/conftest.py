@@ -1,8 +1,15 @@
-"""Settings of all Hypothesis tests: no deadline, since a busy machine is no broken law."""
+"""Settings of all tests: no Hypothesis deadline, since a busy machine is no broken law, and one thread.
+
+Torch reads the number of threads when it is first imported, and more than one slows tiny models down.
+"""
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("laws", deadline=None, max_examples=60)
 settings.load_profile("laws")

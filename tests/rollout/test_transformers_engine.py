@@ -1,32 +1,28 @@
-"""The embedded engine against plain full forward passes: tokens, log-probabilities, caches, limits."""
+"""The embedded engine against plain full forward passes: tokens, log-probabilities, limits."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from drift_rollout.engine import Completion, Request, Sampling
-from drift_rollout.engines.sampling import uniforms
 from drift_rollout.engines.transformers import TransformersEngine
+from embedded import (
+    FAMILIES,
+    answers,
+    ask,
+    build,
+    model_of,
+    plain_greedy,
+    plain_logprobs,
+    plain_sample,
+    prompt,
+)
 from tiny import bpe_tokenizer, save_policy, tiny_model
-
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {},
-    "mistral": {"sliding_window": 9},
-    "phi3": {"sliding_window": 9},
-    "gemma2": {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma3_text": {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]},
-}
-"""The windows are shorter than the prompts, so that they matter."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,79 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def build(family: str = "llama", **options: Any) -> TransformersEngine:
-    """A float64 engine without stop tokens, so that lengths are known."""
-    tokenizer = bpe_tokenizer()
-    tokenizer.eos_token = None
-    model = tiny_model(family, **FAMILIES[family]).double()
-    return TransformersEngine(model, tokenizer=tokenizer, **options)
-
-
-def model_of(engine: TransformersEngine) -> Any:
-    return engine._decoder._model
-
-
-def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
-    return tuple(random.Random(f"{length}/{seed}").choices(range(300), k=length))
-
-
-def ask(
-    name: str, ids: tuple[int, ...], *, seed: int = 0, continues: str | None = None, **how: Any
-) -> Request:
-    sampling = Sampling(**({"temperature": 0.0, "max_new_tokens": 6} | how))
-    return Request(id=name, messages=(), token_ids=ids, sampling=sampling, seed=seed, continues=continues)
-
-
-def answers(engine: TransformersEngine, requests: list[Request]) -> dict[str, Completion]:
-    """Submit and poll until all are answered."""
-    engine.submit(requests)
-    got: dict[str, Completion] = {}
-    while len(got) < len(requests):
-        batch = engine.poll()
-        assert batch, "the engine went idle with requests unanswered"
-        got |= {completion.id: completion for completion in batch}
-    return got
-
-
-@torch.inference_mode()
-def plain_greedy(model: Any, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Argmax of a whole forward pass for every token: no cache, no batch, no mask of ours."""
-    tokens = list(ids)
-    for _ in range(count):
-        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
-        tokens.append(int(logits.argmax()))
-    return tuple(tokens[len(ids) :])
-
-
-@torch.inference_mode()
-def plain_sample(model: Any, ids: tuple[int, ...], count: int, seed: int) -> tuple[int, ...]:
-    """Inverse CDF in the order of the vocabulary, with the uniform of each (seed, token index)."""
-    tokens = list(ids)
-    for index in range(count):
-        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
-        mass = np.cumsum(logits.softmax(-1).numpy())
-        tokens.append(int(np.argmax(mass > uniforms([seed], [index])[0] * mass[-1])))
-    return tuple(tokens[len(ids) :])
-
-
-@torch.inference_mode()
-def plain_logprobs(model: Any, ids: tuple[int, ...], sampled: tuple[int, ...]) -> list[float]:
-    logits = model(input_ids=torch.tensor([[*ids, *sampled]]), use_cache=False).logits[0]
-    table = logits.double().log_softmax(-1)
-    return [float(table[len(ids) - 1 + i, token]) for i, token in enumerate(sampled)]
-
-
-class Meter:
-    """Counts the tokens that pass through a model's embedding."""
-
-    def __init__(self, engine: TransformersEngine) -> None:
-        self.tokens = 0
-        model_of(engine).get_input_embeddings().register_forward_pre_hook(self._add)
-
-    def _add(self, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        self.tokens += arguments[0].numel()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -203,110 +126,6 @@ def test_equal_seeds_agree_and_different_seeds_do_not() -> None:
     assert len(set(sampled)) == 8
 
 
-def test_equal_prompts_pass_through_the_model_once() -> None:
-    """K samples: the prompt but its last token once, that token and the sampled ones for each."""
-    engine = build()
-    meter = Meter(engine)
-    answers(engine, [ask(f"k{n}", prompt(20), seed=n, temperature=1.0, max_new_tokens=3) for n in range(8)])
-    assert meter.tokens == 19 + 8 * 3
-    answers(engine, [ask("later", prompt(20), seed=9, temperature=1.0, max_new_tokens=3)])
-    assert meter.tokens == 19 + 9 * 3, "a later sample copies the prompt from those still cached"
-
-
-def test_a_continuation_pays_for_its_new_tokens_only() -> None:
-    engine = build()
-    ids = prompt(20)
-    first = answers(engine, [ask("a", ids, max_new_tokens=5)])["a"].token_ids or ()
-    meter = Meter(engine)
-    history = (*ids, *first, *prompt(7))
-    answers(engine, [ask("b", history, max_new_tokens=4, continues="a")])
-    # The last sampled token is not cached yet: 1 + 7 new ones, and 3 of the 4 sampled are fed back.
-    assert meter.tokens == 1 + 7 + 3
-
-
-def test_a_history_that_does_not_begin_with_the_cache_is_computed_anew() -> None:
-    """Another token inside the old history must not be answered from the old cache."""
-    engine = build()
-    ids = prompt(15)
-    answers(engine, [ask("a", ids)])
-    changed = (*ids[:6], (ids[6] + 1) % 300, *ids[7:], *prompt(5))
-    got = answers(engine, [ask("b", changed, continues="a")])["b"]
-    assert got.token_ids == plain_greedy(model_of(engine), changed, 6)
-    shorter = changed[:9]
-    got = answers(engine, [ask("c", shorter, continues="b")])["c"]
-    assert got.token_ids == plain_greedy(model_of(engine), shorter, 6)
-
-
-@pytest.mark.parametrize("bound", [{"max_slots": 3}, {"max_cached_tokens": 90}, {"max_slots": 1}])
-def test_parked_caches_never_block_and_evicted_ones_are_rebuilt(bound: dict[str, int]) -> None:
-    """Eight trajectories of three turns wait on one another between turns, with room for one to three."""
-    engine = build(**bound)
-    histories = {f"t{n}": prompt(4 + 2 * n) for n in range(8)}
-    for turn in range(3):
-        before = {name: f"{name}/{turn - 1}" if turn else None for name in histories}
-        got = answers(
-            engine,
-            [ask(f"{name}/{turn}", ids, continues=before[name]) for name, ids in histories.items()],
-        )
-        for name, ids in histories.items():
-            sampled = got[f"{name}/{turn}"].token_ids or ()
-            assert sampled == plain_greedy(model_of(engine), ids, 6)
-            histories[name] = (*ids, *sampled, *prompt(3, seed=turn))
-        cache = engine._cache
-        assert cache.slots * cache.length <= bound.get("max_cached_tokens", 10**9)
-        assert cache.slots <= bound.get("max_slots", 10**9)
-
-
-def test_continuations_go_before_new_requests() -> None:
-    """Otherwise the new one would take the only slot, and the cache of the other with it."""
-    engine = build(max_slots=1)
-    first = answers(engine, [ask("a", prompt(20), max_new_tokens=2)])["a"].token_ids or ()
-    meter = Meter(engine)
-    history = (*prompt(20), *first, *prompt(3))
-    answers(
-        engine,
-        [ask("new", prompt(8), max_new_tokens=1), ask("b", history, max_new_tokens=1, continues="a")],
-    )
-    assert meter.tokens == (1 + 3) + 8
-
-
-def test_a_queued_cache_that_gave_way_comes_back_from_its_sample_siblings_prompt() -> None:
-    """Room for three short rows or two long ones: a is dropped, then shares c's first prompt."""
-    engine, ids = build(max_cached_tokens=50), prompt(10)
-    names = ("a", "b", "c")
-    got = answers(
-        engine, [ask(name, ids, seed=n, temperature=1.0, max_new_tokens=4) for n, name in enumerate(names)]
-    )
-    second = {name: (*ids, *(got[name].token_ids or ()), *prompt(6)) for name in names}
-    engine.submit(
-        [ask(f"{n}2", second[n], continues=n, max_new_tokens=1 if n == "b" else 4) for n in names]
-    )
-    meter, done = Meter(engine), {}
-    while len(done) < 3:
-        for completion in engine.poll():
-            done[completion.id] = completion
-            if completion.id == "b2":
-                engine.release("b2")
-    for name in names:
-        sampled = done[f"{name}2"].token_ids or ()
-        assert sampled == plain_greedy(model_of(engine), second[name], len(sampled))
-    # b and c add 1 + 6 tokens, a all behind the 10 of the prompt; then 3 more each are fed to a and c.
-    assert meter.tokens == 7 + (7 + 3) + (10 + 3)
-
-
-def test_release_gives_room_back_and_ignores_what_it_does_not_know() -> None:
-    engine = build(max_slots=2)
-    for n in range(5):
-        answers(engine, [ask(f"a{n}", prompt(6 + n))])
-        engine.release(f"a{n}")
-    engine.release("never seen")
-    assert engine._slots.demand == (0, 0)
-    engine.submit([ask("dropped", prompt(6))])
-    engine.close()
-    assert engine.poll() == []
-    assert answers(engine, [ask("dropped", prompt(6))])["dropped"].finish_reason == "length"
-
-
 def test_stop_token_is_kept_as_sampled_and_left_out_of_the_text() -> None:
     """Every source of stops: the generation config's id, its list of ids, and the tokenizer's eos."""
     ids, tokenizer = prompt(9), bpe_tokenizer()
@@ -373,21 +192,3 @@ def test_first_tokens_are_distributed_as_the_model_says(temperature: float) -> N
     table = [(*seen[common], seen[~common].sum()), (*expected[common], expected[~common].sum())]
     assert common.sum() > 10
     assert stats.chisquare(*table).pvalue > 1e-3
-
-
-def test_padding_asks_for_no_position_that_the_model_lacks() -> None:
-    """A table of positions, as GPT-2 has: a long history with little to add beside one with much."""
-    tokenizer = bpe_tokenizer()
-    tokenizer.eos_token = None
-    model = tiny_model("gpt2", max_position_embeddings=20).double()
-    engine = TransformersEngine(model, tokenizer=tokenizer)
-    first = {"long": prompt(14), "short": prompt(2)}
-    got = answers(engine, [ask(name, ids, max_new_tokens=2) for name, ids in first.items()])
-    second = {
-        name: (*ids, *(got[name].token_ids or ()), *prompt(more))
-        for (name, ids), more in zip(first.items(), (2, 10), strict=True)
-    }
-    requests = [ask(f"{name}/2", ids, max_new_tokens=2, continues=name) for name, ids in second.items()]
-    got = answers(engine, requests)
-    for name, ids in second.items():
-        assert got[f"{name}/2"].token_ids == plain_greedy(model, ids, 2)
