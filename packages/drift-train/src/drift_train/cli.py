@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from drift_train.data import WeightedDataModule
 from drift_train.export import export
 from drift_train.module import WeightedSFT
+from drift_weights.cli import refuse
 
 MAX_STEPS = 200
 """Optimizer steps of a run (D.2)."""
@@ -21,6 +25,13 @@ _LOGGER = {
 }
 
 
+class StepProgressBar(RichProgressBar):
+    """Lightning's bar without its epoch count: a run is counted in steps, and it would read 0/-2."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with the two commands that make sense here, and one place for the model."""
 
@@ -28,6 +39,16 @@ class TrainCLI(LightningCLI):
         """The data follow the model: vocabulary, context length, tokenizer."""
         parser.link_arguments("model.model", "data.model")
         parser.link_arguments("model.revision", "data.model_revision")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with our bar in the place of Lightning's own if there is one."""
+        trainer = super().instantiate_trainer(**kwargs)
+        # Lightning sets the attribute from a helper, out of a type checker's sight.
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for place, callback in enumerate(callbacks):
+            if type(callback) is RichProgressBar:
+                callbacks[place] = StepProgressBar()
+        return trainer
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -47,8 +68,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             run_lightning(args)
     except (ValueError, OSError, MisconfigurationException) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        refuse(error)
 
 
 def run_lightning(args: list[str] | None) -> TrainCLI:
