@@ -82,3 +82,13 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
             if not target.startswith(("http", "mailto")):
                 assert (document.parent / target).exists(), f"{document.name} → {target}"
+
+
+def test_every_test_named_in_equations_exists() -> None:
+    named = re.findall(r"\b(test_\w+)\b(?!\.py|`?/)", (ROOT / "docs" / "equations.md").read_text("utf-8"))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    defined = set(
+        re.findall(r"^def (test_\w+)", "\n".join(f.read_text("utf-8") for f in files), re.MULTILINE)
+    )
+    assert set(named) - defined - {file.stem for file in files} == set()
+    assert len(named) > 50

@@ -1,14 +1,16 @@
 """The answer grammar, and M7 for `exact` and `choice`."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_rollout.verify import ChoiceVerifier, ExactVerifier, extract_answer
 
-PIECES = st.lists(
-    st.sampled_from(["<answer>", "</answer>", "<think>", "</think>", "7", " so ", "\n", "8"]), max_size=9
-)
+TAGS = ["<answer>", "</answer>", "<think>", "</think>", "7"]
+# Orders of one of each, so that well-formed and almost well-formed responses are common; and any mixture.
+PIECES = st.permutations(TAGS).flatmap(
+    lambda order: st.integers(3, 5).map(lambda count: list(order[:count]))
+) | st.lists(st.sampled_from([*TAGS, " so ", "\n", "8"]), max_size=9)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,7 @@ def test_grammar(response: str, answer: str | None) -> None:
 
 
 @given(PIECES)
+@settings(max_examples=400)
 def test_only_one_answer_behind_all_thinking_is_ever_read(pieces: list[str]) -> None:
     answer = extract_answer("".join(pieces))
     # The oracle works on the list of pieces, not on the text.
