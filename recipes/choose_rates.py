@@ -29,7 +29,7 @@ from quickstart import (
 )
 
 WORLD = 1000
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 
 
 def main() -> None:

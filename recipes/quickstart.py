@@ -87,11 +87,11 @@ class Method:
 
 
 METHODS = (
-    Method(name="SFT-5turn", selection="sft-5turn", weighting="none", learning_rate=2e-3),
-    Method(name="STaR-2turn", selection="star-2turn", weighting="none", learning_rate=2e-3),
+    Method(name="SFT-5turn", selection="sft-5turn", weighting="none", learning_rate=4e-3),
+    Method(name="STaR-2turn", selection="star-2turn", weighting="none", learning_rate=1e-3),
     Method(name="RFT", selection="rft", weighting="none", learning_rate=2e-3),
     Method(name=DRIFT, selection="drift", weighting="loss", learning_rate=2e-3),
-    Method(name="DRIFT, resampled (ours)", selection="drift", weighting="resample", learning_rate=2e-3),
+    Method(name="DRIFT, resampled (ours)", selection="drift", weighting="resample", learning_rate=1e-3),
 )
 
 
