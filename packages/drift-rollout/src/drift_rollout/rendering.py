@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,9 +76,3 @@ class ChatRenderer:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 of a fast tokenizer's own serialisation and its chat template."""
-    backend = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(f"{backend}\n{tokenizer.chat_template}".encode()).hexdigest()

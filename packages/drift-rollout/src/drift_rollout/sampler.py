@@ -9,8 +9,9 @@ from drift_rollout.engine import Completion, Engine, Request, Sampling, turn_see
 from drift_rollout.journal import Journal
 from drift_rollout.problems import Problem
 from drift_rollout.protocol import Dialogue, Protocol, advance, end_for_context
-from drift_rollout.rendering import ChatRenderer, tokenizer_fingerprint
+from drift_rollout.rendering import ChatRenderer
 from drift_rollout.verify import Verified, Verifier
+from drift_weights.fingerprint import tokenizer_fingerprint
 from drift_weights.types import Trajectory, Turn
 
 Key = tuple[str, int, str, int]
