@@ -1,9 +1,12 @@
 """reweight() on data frames and Hugging Face Datasets gives the same weights in the same kind."""
 
+from decimal import Decimal
+
 import datasets
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pytest
 
 from drift_weights import reweight
 from rows import LOG
@@ -43,3 +46,33 @@ def test_a_dataset_with_an_indices_mapping() -> None:
     out = reweight(shuffled)
     assert out["weight"][:] == [expected()[row] for row in (3, 0, 2, 1)]
     assert out["length"][:] == [LOG["length"][row] for row in (3, 0, 2, 1)]
+
+
+def test_only_the_columns_that_weights_need_are_read() -> None:
+    """An unrelated column of mixed types is nobody's business."""
+    frame = pd.DataFrame(LOG | {"odd": [1, "two", None, [3]]})
+    assert reweight(frame)["weight"].tolist() == expected()
+
+
+def test_categories_decimals_and_subclasses() -> None:
+    class Mine(pd.DataFrame):
+        """A user's own frame."""
+
+    frame = Mine(LOG)
+    frame["prompt_id"] = frame["prompt_id"].astype("category")
+    frame["correct"] = [Decimal(value) for value in LOG["correct"]]
+    assert reweight(frame)["weight"].tolist() == expected()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pl.DataFrame(LOG).lazy(),
+        datasets.DatasetDict({"train": datasets.Dataset.from_dict(LOG)}),
+        datasets.Dataset.from_dict(LOG).to_iterable_dataset(),
+    ],
+    ids=["lazy", "dict", "streamed"],
+)
+def test_what_is_not_in_memory_is_refused(data: object) -> None:
+    with pytest.raises(TypeError, match="in memory"):
+        reweight(data)

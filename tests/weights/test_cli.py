@@ -1,5 +1,6 @@
 """drift-weights reweight and inspect, as a user runs them."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -168,9 +169,10 @@ def test_inspect_shows_composition_and_sweeps(
     assert "4 rows in 2 groups: 2 of 2" in shown
     assert "1 (50.0%)" in shown
     assert shown.count("│ 0.05 ") == shown.count("│  0.1 ") == shown.count("│  0.2 ") == 2
-    assert "█" in shown
     main(["inspect", str(folder)])
-    assert "3 rows in 2 groups: 1 of 1, 1 of 2" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3 rows in 2 groups: 1 of 1, 1 of 2" in shown
+    assert "█" in shown
     main(["reweight", str(folder), str(tmp_path / "w")])
     capsys.readouterr()
     main(["inspect", str(tmp_path / "w")])
@@ -188,3 +190,109 @@ def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("drift-weights")
     run = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert "reweight" in run.stdout
+
+
+def test_columns_are_those_of_all_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "log.jsonl"
+    source.write_bytes(b'{"prompt_id": "a", "correct": 1}\n' + LINES[0])
+    assert "line 1: no column 'length', 'unique'" in fail(capsys, "reweight", source, tmp_path / "o.jsonl")
+    source.write_bytes(LINES[0] + LINES[2].replace(b"}", b', "weight": 3}'))
+    assert "not ours" in fail(capsys, "reweight", source, tmp_path / "o.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"prompt_id": "a", "correct": 1, "reward": NaN}\n', "field 'reward' is NaN or infinite"),
+        (b"\n", "line 2: the line is empty; remove it"),
+    ],
+)
+def test_lines_that_are_no_json_say_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes, says: str
+) -> None:
+    source = tmp_path / "log.jsonl"
+    source.write_bytes(LINES[0] + line)
+    assert says in fail(capsys, "reweight", source, tmp_path / "o.jsonl")
+
+
+def test_a_byte_order_mark_is_no_mistake(jsonl: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + jsonl.read_bytes())
+    main(["reweight", str(marked), str(tmp_path / "o.jsonl")])
+    out = (tmp_path / "o.jsonl").read_bytes()
+    assert out.startswith(b"\xef\xbb\xbf{")
+    assert json.loads(out.splitlines()[0].decode("utf-8-sig"))["weight"] == expected()[0]
+
+
+def test_in_place_the_source_is_hashed_before_it_is_replaced(jsonl: Path) -> None:
+    before = hashlib.sha256(jsonl.read_bytes()).hexdigest()
+    main(["reweight", str(jsonl), str(jsonl), "--overwrite"])
+    facts = json.loads((jsonl.parent / "log.jsonl.drift.json").read_text())
+    assert facts["source"]["sha256"] == before
+    assert facts["sha256"] == hashlib.sha256(jsonl.read_bytes()).hexdigest()
+
+
+def test_the_k_of_the_rollout_is_declared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [trajectory("g", 0, ["a"]), trajectory("g", 1, ["b"]), trajectory("h", 0, ["b"])]
+    manifest = {"rollout": {"samples": 2}}
+    folder = write_folder(tmp_path / "t", to_table(data), "trajectories", manifest)
+    for command in (["reweight", folder, tmp_path / "w"], ["inspect", folder]):
+        assert "1 of 2 groups do not have the declared 2 rows" in fail(capsys, *command)
+    assert not (tmp_path / "w").exists()
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [trajectory("g", 0, ["a"], ended="error"), trajectory("h", 0, ["b"])]
+    folder = write_folder(tmp_path / "t", to_table(data), "trajectories", {})
+    main(["reweight", str(folder), str(tmp_path / "w")])
+    assert "1 groups hold an unscored dialogue and are left out" in capsys.readouterr().out
+
+
+def test_a_mixture_of_policies_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "log.jsonl"
+    rows = [{"prompt_id": "a", "policy": name, "correct": 0} for name in "xy"]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["inspect", str(source), "--group", "prompt_id"])
+    assert "groups mix 2 policies" in capsys.readouterr().out
+    main(["inspect", str(source)])
+    assert "2 groups: 2 of 1" in capsys.readouterr().out
+
+
+def test_what_is_printed_is_what_was_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["reweight", str(folder), str(tmp_path / "w"), "--selection", "rft"])
+    assert "1 rows in 1 groups: 1 of 1" in capsys.readouterr().out
+    main(["inspect", str(tmp_path / "w")])
+    shown = capsys.readouterr().out
+    assert "weights as they are stored, selection rft" in shown
+    assert "1 rows in 1 groups" in shown
+    assert "holds the selection rft" in fail(capsys, "inspect", tmp_path / "w", "--beta", "0.2")
+
+
+def test_a_weighted_folder_remembers_its_settings(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["reweight", str(folder), str(tmp_path / "w"), "--beta", "0.7"])
+    first = capsys.readouterr().out
+    main(["inspect", str(tmp_path / "w")])
+    second = capsys.readouterr().out
+    assert "│ 0.7 " in first
+    assert first[first.index("3 rows") :] == second[second.index("3 rows") :]
+
+
+def test_turns_do_not_go_into_a_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "become a folder" in fail(capsys, "reweight", folder, tmp_path / "out.parquet")
+
+
+def test_a_sweep_has_a_histogram_for_each_setting(
+    jsonl: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    main(["inspect", str(jsonl), "--beta", "[0.05,100]"])
+    shown = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in shown.splitlines() if "–" in line}
+    # At β = 100 every weight is near 1; at 0.05 none is.
+    assert [cell.strip() for cell in rows["0.5 – 1"]] == ["0", "2"]

@@ -222,3 +222,38 @@ def test_an_empty_folder_and_missing_parents_are_no_hindrance(tmp_path: Path) ->
     for path in (tmp_path / "empty", tmp_path / "a" / "b"):
         write_folder(path, rows(), "trajectories", {})
         assert read_folder(path, "trajectories")[0].num_rows == 3
+
+
+def test_a_kill_between_the_two_moves_of_an_overwrite_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rollouts"
+    write_folder(path, rows(), "trajectories", {"generation": 1})
+    rename = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if self.name.startswith(".rollouts.writing"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, rows(), "trajectories", {"generation": 2}, overwrite=True)
+    assert read_folder(tmp_path / ".rollouts.old", "trajectories")[1]["generation"] == 1
+    monkeypatch.undo()
+    write_folder(path, rows(), "trajectories", {"generation": 3}, overwrite=True)
+    assert read_folder(path, "trajectories")[1]["generation"] == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rollouts"]
+
+
+@pytest.mark.parametrize(
+    ("shards", "says"), [([], "is no manifest"), ([{"file": "data/part-00000.parquet"}], "a shard without")]
+)
+def test_a_manifest_without_hashes_vouches_for_nothing(
+    tmp_path: Path, shards: list[Any], says: str
+) -> None:
+    path = write_folder(tmp_path / "rollouts", rows(), "trajectories", {})
+    manifest = json.loads((path / "drift.json").read_text())
+    (path / "drift.json").write_text(json.dumps(manifest | {"shards": shards}))
+    with pytest.raises(ValueError, match=says):
+        read_folder(path, "trajectories")

@@ -159,3 +159,32 @@ def test_an_unknown_object_is_refused() -> None:
 def test_the_round_trip_keeps_every_field() -> None:
     data = [trajectory("g", 0, ["a", None]), trajectory("g", 1, ["b"], ended="solved")]
     assert list(from_table(to_table(data))) == data
+
+
+def test_rounds_and_policies_are_groups_of_their_own_unless_named_away() -> None:
+    mixed = pa.table(
+        {
+            "prompt_id": ["a"] * 4,
+            "round": [0, 0, 0, 1],
+            "policy": ["x", "x", "y", "x"],
+            "correct": [1, 0, 0, 0],
+        }
+    )
+    apart = reweight(mixed).column("weight").to_pylist()
+    assert apart[2:] == [1.0, 1.0]
+    assert sum(apart[:2]) == pytest.approx(2)
+    together = reweight(mixed, columns=Columns(group="prompt_id")).column("weight").to_pylist()
+    assert together == list(group_weights([1.0, 0, 0, 0], [0] * 4))
+    pair = reweight(mixed, columns=Columns(group=("prompt_id", "round"))).column("weight").to_pylist()
+    assert pair == list(group_weights([1.0, 0, 0, 0], [0, 0, 0, 1]))
+
+
+def test_a_sample_twice_in_a_group_is_refused() -> None:
+    table = pa.table({"prompt_id": ["a", "b", "a"], "sample": [0, 0, 0], "correct": [1, 0, 0]})
+    with pytest.raises(ValueError, match="row 2: sample 0 of this prompt_id is in row 0 already"):
+        reweight(table)
+
+
+def test_other_columns_are_never_touched() -> None:
+    table = log(blob=pa.array([b"\xff", b"", None, b"x"]), nothing=pa.nulls(4))
+    assert reweight(table).drop_columns(["weight"]).equals(table)

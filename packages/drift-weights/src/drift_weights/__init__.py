@@ -1,5 +1,7 @@
 """Turn logs of multi-turn correction into importance-weighted terminal turns."""
 
+from drift_weights.checking import check_trajectories
+from drift_weights.columns import Columns
 from drift_weights.diagnostics import (
     GroupComposition,
     UpweightedWrong,
@@ -12,7 +14,6 @@ from drift_weights.diagnostics import (
     weight_error_bound,
 )
 from drift_weights.folder import read_folder, write_folder
-from drift_weights.outcomes import Columns
 from drift_weights.returns import trajectory_return
 from drift_weights.reweighting import WeightConfig, reweight, weighted_turns
 from drift_weights.schema import TRAJECTORIES, WEIGHTED, check, from_table, to_table
@@ -31,6 +32,7 @@ __all__ = [
     "UpweightedWrong",
     "WeightConfig",
     "check",
+    "check_trajectories",
     "effective_sample_size",
     "from_table",
     "group_composition",

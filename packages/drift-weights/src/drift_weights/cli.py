@@ -5,41 +5,20 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from drift_weights.files import column_names, file_format, read_columns, write_with_weight
-from drift_weights.folder import (
-    MANIFEST,
-    file_sha256,
-    is_folder,
-    read_folder,
-    read_manifest,
-    refuse_existing,
-    write_folder,
-    write_json,
-)
+from drift_weights.columns import Columns
 from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, Setting, inspect_outcomes
-from drift_weights.outcomes import (
-    Columns,
-    Outcomes,
-    outcomes_of_columns,
-    outcomes_of_trajectories,
-    outcomes_of_weighted,
-    whole_trajectories,
-)
 from drift_weights.returns import GAMMA, LAM
-from drift_weights.reweighting import WeightConfig, weigh, weighted_turns
-from drift_weights.schema import TRAJECTORIES, check
-from drift_weights.selections import Selection, select
+from drift_weights.reweighting import WeightConfig
+from drift_weights.selections import Selection
+from drift_weights.sources import Weighed, reweight_file, weigh_file
 from drift_weights.types import Malformed
 from drift_weights.weights import BETA
 
@@ -86,7 +65,7 @@ def reweight(
     malformed: Malformed = "count",
     group_size: int | None = None,
     selection: Selection = "drift",
-    group: str = "prompt_id",
+    group: str | list[str] | None = None,
     correct: str = "correct",
     length: str = "length",
     unique: str = "unique",
@@ -103,9 +82,9 @@ def reweight(
         gamma: discount a turn, in (0, 1] (eq. 12).
         lam: repetition penalty, not negative (eq. 12).
         malformed: count a malformed answer as a value of its own, or skip it.
-        group_size: the declared K; groups of another size are refused.
+        group_size: the declared K; groups of another size are refused. A rollout declares its own.
         selection: drift, or a baseline: sft-5turn, star-2turn, rft (trajectories only).
-        group: column with the group of a row, usually its prompt.
+        group: column or "[columns]" of a row's group; prompt_id, with round and policy if there.
         correct: column with 0 or 1.
         length: column with the number of turns.
         unique: column with the number of distinct answers.
@@ -115,36 +94,28 @@ def reweight(
     """
     config = WeightConfig(beta=beta, gamma=gamma, lam=lam, malformed=malformed, group_size=group_size)
     columns = Columns(
-        group=group,
+        group=tuple(group) if isinstance(group, list) else group,
         correct=correct,
         length=length,
         unique=unique,
         return_column=return_column,
         threshold=threshold,
     )
+    weighed = reweight_file(input, output, config, columns, selection, overwrite=overwrite)
     console = Console()
-    trajectories = _trajectories(input)
-    if trajectories is not None:
-        table, origin = trajectories
-        _write_turns(table, origin, output, config, selection, overwrite=overwrite)
-        console.print(f"wrote weighted turns to {output}", highlight=False)
-        shown = outcomes_of_trajectories(whole_trajectories(table)[0], malformed)
-    elif selection != "drift":
-        raise ValueError(f"--selection {selection} needs trajectories; {input} is a table of outcomes")
-    else:
-        shown = _write_log(input, output, config, columns, overwrite=overwrite)
-        console.print(f"wrote {output} and {_side_file(output).name}", highlight=False)
-    print_inspection(console, inspect_outcomes(shown, betas=[beta], gammas=[gamma], lams=[lam]))
+    console.print(f"wrote {output}", highlight=False)
+    _print_weighed(console, weighed, [beta], [gamma], [lam])
 
 
 def inspect(
     input: Path,
     *,
-    beta: float | list[float] = BETA,
-    gamma: float | list[float] = GAMMA,
-    lam: float | list[float] = LAM,
+    beta: float | list[float] | None = None,
+    gamma: float | list[float] | None = None,
+    lam: float | list[float] | None = None,
     malformed: Malformed = "count",
-    group: str = "prompt_id",
+    group_size: int | None = None,
+    group: str | list[str] | None = None,
     correct: str = "correct",
     length: str = "length",
     unique: str = "unique",
@@ -155,11 +126,12 @@ def inspect(
 
     Args:
         input: a trajectories or weighted folder, or any .jsonl or .parquet table of outcomes.
-        beta: one value or a list such as "[0.05,0.1,0.2]".
-        gamma: one value or a list.
-        lam: one value or a list.
+        beta: one value or a list such as "[0.05,0.1,0.2]"; a weighted folder's own, or 0.1.
+        gamma: one value or a list; a weighted folder's own, or 0.9.
+        lam: one value or a list; a weighted folder's own, or 0.5.
         malformed: count a malformed answer as a value of its own, or skip it (trajectories only).
-        group: column with the group of a row.
+        group_size: the declared K; groups of another size are refused. A rollout declares its own.
+        group: column or "[columns]" of a row's group; prompt_id, with round and policy if there.
         correct: column with 0 or 1.
         length: column with the number of turns.
         unique: column with the number of distinct answers.
@@ -167,106 +139,44 @@ def inspect(
         threshold: from here on a value of `correct` is a success.
     """
     columns = Columns(
-        group=group,
+        group=tuple(group) if isinstance(group, list) else group,
         correct=correct,
         length=length,
         unique=unique,
         return_column=return_column,
         threshold=threshold,
     )
-    outcomes = _outcomes(input, malformed, columns)
-    inspection = inspect_outcomes(outcomes, betas=_list(beta), gammas=_list(gamma), lams=_list(lam))
-    print_inspection(Console(), inspection)
+    asked = (beta, gamma, lam) != (None, None, None) or malformed != "count" or group_size is not None
+    config = WeightConfig(malformed=malformed, group_size=group_size) if asked else None
+    weighed = weigh_file(input, config, columns)
+    found = weighed.config
+    betas, gammas, lams = _list(beta, found.beta), _list(gamma, found.gamma), _list(lam, found.lam)
+    _print_weighed(Console(), weighed, betas, gammas, lams)
 
 
-def _list(value: float | list[float]) -> list[float]:
+def _list(value: float | list[float] | None, default: float) -> list[float]:
+    if value is None:
+        return [default]
     return value if isinstance(value, list) else [value]
 
 
-def _trajectories(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
-    """A TRAJECTORIES table and what is known of its origin; None for any other kind of input."""
-    if is_folder(path):
-        table, manifest = read_folder(path, "trajectories")
-        return table, {"path": path.name, "manifest": manifest}
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder without {MANIFEST}; name the folder that holds it, or a file")
-    if file_format(path) != "parquet" or not {"turns", "ended"} <= set(column_names(path)):
-        return None
-    table = check(pq.read_table(path), TRAJECTORIES, source=str(path))
-    return table, {"path": path.name, "sha256": file_sha256(path)}
-
-
-def _outcomes(path: Path, malformed: Malformed, columns: Columns) -> Outcomes:
-    if is_folder(path) and read_manifest(path)["kind"] == "weighted":
-        return outcomes_of_weighted(read_folder(path, "weighted")[0])
-    trajectories = _trajectories(path)
-    if trajectories is not None:
-        return outcomes_of_trajectories(whole_trajectories(trajectories[0])[0], malformed)
-    return _log_outcomes(path, columns)
-
-
-def _log_outcomes(path: Path, columns: Columns) -> Outcomes:
-    try:
-        return outcomes_of_columns(read_columns(path, columns.needed(column_names(path))), columns)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-
-def _write_turns(
-    table: pa.Table,
-    origin: dict[str, Any],
-    output: Path,
-    config: WeightConfig,
-    selection: Selection,
-    *,
-    overwrite: bool,
+def _print_weighed(
+    console: Console,
+    weighed: Weighed,
+    betas: Sequence[float],
+    gammas: Sequence[float],
+    lams: Sequence[float],
 ) -> None:
-    refuse_existing(output, overwrite=overwrite)
-    turns, made = weighted_turns(table, config)
-    selected = select(turns, selection)
-    write_folder(
-        output,
-        selected,
-        "weighted",
-        {**made, "selection": selection, "source": origin},
-        overwrite=overwrite,
+    for remark in weighed.remarks:
+        console.print(f"[bold yellow]Note:[/] {remark}", highlight=False)
+    inspection = inspect_outcomes(
+        weighed.outcomes, betas=betas, gammas=gammas, lams=lams, weight_N=weighed.weight_N
     )
-
-
-def _write_log(
-    source: Path, output: Path, config: WeightConfig, columns: Columns, *, overwrite: bool
-) -> Outcomes:
-    refuse_existing(output, overwrite=overwrite)
-    if "weight" in column_names(source) and not (overwrite or _ours(source)):
-        raise ValueError(f"{source} has a column 'weight' that is not ours; pass --overwrite to replace it")
-    outcomes = _log_outcomes(source, columns)
-    try:
-        _, weights = weigh(outcomes, config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    write_with_weight(source, output, weights)
-    facts = {
-        "weighting": asdict(config),
-        "columns": asdict(columns),
-        "sha256": file_sha256(output),
-        "source": {"path": source.name, "sha256": file_sha256(source)},
-    }
-    write_json(_side_file(output), facts)
-    return outcomes
-
-
-def _side_file(output: Path) -> Path:
-    return output.with_name(f"{output.name}.{MANIFEST}")
-
-
-def _ours(path: Path) -> bool:
-    """Whether a side file vouches for exactly these bytes."""
-    side = _side_file(path)
-    return side.is_file() and f'"sha256": "{file_sha256(path)}"' in side.read_text(encoding="utf-8")
+    print_inspection(console, inspection)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
-    """Composition, one row a setting, and the first setting's alarms and histogram."""
+    """Composition, one row a setting, alarms, and the histogram of each."""
     sizes = ", ".join(f"{count} of {size}" for size, count in inspection.group_sizes.items())
     console.print(
         f"{inspection.rows} rows in {sum(inspection.group_sizes.values())} groups: {sizes}",
@@ -290,9 +200,11 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for setting in inspection.settings:
         table.add_row(*_setting_cells(setting))
     console.print(table)
-    for setting in inspection.settings[:1]:
-        _print_notes(console, setting)
-        _print_histogram(console, setting)
+    for setting in inspection.settings:
+        _print_alarm(console, setting)
+    if len(inspection.settings) == 1:
+        _print_bound(console, inspection.settings[0])
+    _print_histogram(console, inspection.settings)
 
 
 def _print_composition(console: Console, inspection: Inspection) -> None:
@@ -329,30 +241,41 @@ def _setting_cells(setting: Setting) -> list[str]:
     ]
 
 
-def _print_notes(console: Console, setting: Setting) -> None:
+def _print_bound(console: Console, setting: Setting) -> None:
     if setting.hoeffding_epsilon is not None:
         console.print(
             f"Ẑ error is the estimated relative error (median over groups). Prop. 7 guarantees only "
             f"±{setting.hoeffding_epsilon:,.4g} on a range of {setting.hoeffding_range:,.4g} (δ = 0.05).",
             highlight=False,
         )
+
+
+def _print_alarm(console: Console, setting: Setting) -> None:
     wrong = setting.upweighted_wrong
     if wrong is not None and wrong.rows:
         console.print(
-            f"[bold yellow]Alarm:[/] {wrong.rows} of {wrong.wrong_rows} wrong answers weigh more than 1 "
-            f"(up to {wrong.largest:.3g}): "
-            "training imitates them more than plain SFT would.",
+            f"[bold yellow]Alarm[/] ({_name(setting)}): {wrong.rows} of {wrong.wrong_rows} wrong answers "
+            f"weigh more than 1 (up to {wrong.largest:.3g}): training imitates them more than plain SFT "
+            "would.",
             highlight=False,
         )
 
 
-def _print_histogram(console: Console, setting: Setting) -> None:
-    table = Table(title=f"Weights at β = {setting.beta:g}, γ = {setting.gamma:g}, λ = {setting.lam:g}")
+def _print_histogram(console: Console, settings: Sequence[Setting]) -> None:
+    table = Table(title="Rows by weight")
     table.add_column("w", justify="right")
-    table.add_column("rows", justify="right")
-    table.add_column("")
-    most = max(setting.histogram)
-    for low, high, count in zip(HISTOGRAM_EDGES, HISTOGRAM_EDGES[1:], setting.histogram, strict=False):
+    for setting in settings:
+        table.add_column(_name(setting), justify="right")
+    if len(settings) == 1:
+        table.add_column("")
+    most = max(settings[0].histogram)
+    for number, (low, high) in enumerate(pairwise(HISTOGRAM_EDGES)):
         label = f"≥ {low:g}" if high == float("inf") else f"{low:g} – {high:g}"
-        table.add_row(label, str(count), "█" * round(40 * count / most))
+        counts = [setting.histogram[number] for setting in settings]
+        bar = ["█" * round(40 * counts[0] / most)] if len(settings) == 1 else []
+        table.add_row(label, *map(str, counts), *bar)
     console.print(table)
+
+
+def _name(setting: Setting) -> str:
+    return f"β {setting.beta:g}, γ {setting.gamma:g}, λ {setting.lam:g}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -67,17 +70,19 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def column_names(path: Path) -> list[str]:
-    """Column names: a Parquet schema's, or the keys of a JSONL file's first line.
+    """Column names: a Parquet schema's, or the keys of all lines of a JSONL file, in order of appearance.
 
     Raises:
         ValueError: an empty or broken file.
     """
     if file_format(path) == "parquet":
         return list(_open_parquet(path).schema_arrow.names)
-    first = next(read_rows(path), None)
-    if first is None:
+    names: dict[str, None] = {}
+    for row in read_rows(path):
+        names.update(dict.fromkeys(row))
+    if not names:
         raise ValueError(f"{path} has no rows")
-    return list(first)
+    return list(names)
 
 
 def write_with_weight(source: Path, target: Path, weight_N: NDArray[np.float64]) -> None:
@@ -109,14 +114,30 @@ def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: no JSON object; the message says where, and that the last line may be torn.
     """
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    if not line.strip():
+        raise ValueError(f"{path}, line {number}: the line is empty; remove it")
     try:
         row = msgspec.json.decode(line)
     except msgspec.DecodeError as error:
-        torn = "" if line.endswith(b"\n") else "; the file ends without a line end, it may be torn"
-        raise ValueError(f"{path}, line {number}: not valid JSON ({error}){torn}") from error
+        raise ValueError(f"{path}, line {number}: {_why(line, error)}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
     return row
+
+
+def _why(line: bytes, error: msgspec.DecodeError) -> str:
+    """What is wrong with a line, in a user's words."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        torn = "" if line.endswith(b"\n") else "; the file ends without a line end, it may be torn"
+        return f"not valid JSON ({error}){torn}"
+    # Python writes NaN and Infinity, which JSON does not have.
+    fields = [name for name, value in row.items() if value != value or value in (math.inf, -math.inf)]
+    where = f"field {', '.join(map(repr, fields))} is" if fields else "a value is"
+    return f"{where} NaN or infinite, which JSON does not have; fix or drop its group"
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -28,6 +28,8 @@ def write_folder(
 ) -> Path:
     """Write one table and its manifest as a folder that appears whole or not at all.
 
+    An overwritten folder is moved aside first; a kill in that moment leaves it as `.NAME.old`.
+
     Args:
         path: the folder to make; it must not exist, or be empty, unless `overwrite`.
         table: fits the schema of `kind`.
@@ -46,12 +48,23 @@ def write_folder(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         _write_parts(scratch, checked, kind, manifest)
-        if path.is_dir():
-            shutil.rmtree(path)
-        scratch.rename(path)
+        _swap(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    """Put the new folder in the old one's place; the old one is deleted only when the new one is there."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        # A kill came between the two renames of an earlier run.
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    scratch.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -69,6 +82,8 @@ def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
         raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}")
     tables = []
     for shard in manifest["shards"]:
+        if not isinstance(shard, dict) or not {"file", "sha256"} <= shard.keys():
+            raise ValueError(f"{path / MANIFEST}: a shard without file and sha256; fetch or write it again")
         file = path / shard["file"]
         if not file.is_file():
             raise ValueError(f"{path}: shard {shard['file']} is missing; fetch or write the folder again")
@@ -92,10 +107,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{path} has no {MANIFEST}; it is no folder of drift data")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}; fetch or write the folder again") from error
-    if not isinstance(manifest, dict) or not {"format", "kind", "shards"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not (
+        {"format", "kind"} <= manifest.keys() and manifest.get("shards")
+    ):
         raise ValueError(f"{file} is no manifest: format, kind and shards are needed")
     if str(manifest["format"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise ValueError(

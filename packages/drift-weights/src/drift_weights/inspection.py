@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drift_weights.diagnostics import (
     GroupComposition,
@@ -66,8 +67,12 @@ def inspect_outcomes(
     betas: Sequence[float],
     gammas: Sequence[float],
     lams: Sequence[float],
+    weight_N: NDArray[np.float64] | None = None,
 ) -> Inspection:
     """Composition of the groups, and ESS, alarms and histogram for each combination of β, γ, λ.
+
+    Args:
+        weight_N: weights as they are stored, shown instead of computed ones; a single setting then.
 
     Raises:
         ValueError: an outcome or a parameter out of range.
@@ -80,20 +85,21 @@ def inspect_outcomes(
         rows=len(code_N),
         group_sizes=dict(sorted(Counter(sizes.tolist()).items())),
         composition=composition,
-        settings=tuple(_setting(outcomes, code_N, sizes, *point) for point in grid),
+        settings=tuple(_setting(outcomes, code_N, sizes, *point, weight_N) for point in grid),
     )
 
 
 def _setting(
     outcomes: Outcomes,
-    code_N: np.ndarray,
-    sizes: np.ndarray,
+    code_N: NDArray[np.int64],
+    sizes: NDArray[np.int64],
     beta: float,
     gamma: float,
     lam: float,
+    weight_N: NDArray[np.float64] | None,
 ) -> Setting:
     returns = outcomes.returns(gamma=gamma, lam=lam)
-    weights = group_weights(returns, code_N, beta=beta)
+    weights = group_weights(returns, code_N, beta=beta) if weight_N is None else weight_N
     _, ess_G = effective_sample_size(weights, code_N)
     _, error_G = partition_relative_error(returns, code_N, beta=beta)
     errors = error_G[np.isfinite(error_G)]
@@ -115,7 +121,7 @@ def _setting(
     )
 
 
-def _hoeffding(returns: np.ndarray, k: int, beta: float) -> tuple[float | None, float | None]:
+def _hoeffding(returns: NDArray[np.float64], k: int, beta: float) -> tuple[float | None, float | None]:
     """ε and Δ from the log's own range of returns; None without spread or where they leave float64."""
     low, high = float(returns.min()), float(returns.max())
     if low == high or high / beta > 700:

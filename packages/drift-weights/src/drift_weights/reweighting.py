@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift_weights.columns import Columns, outcomes_of_columns
+from drift_weights.frames import frame_columns, frame_values, frame_with_weight
 from drift_weights.outcomes import (
-    Columns,
     Outcomes,
-    outcomes_of_columns,
     outcomes_of_trajectories,
     refuse_other_sizes,
     whole_trajectories,
@@ -94,13 +94,12 @@ def reweight(data: Any, config: WeightConfig | None = None, *, columns: Columns 
         TypeError: another kind of object.
     """
     config, columns = config or WeightConfig(), columns or Columns()
-    table = _arrow(data)
-    if "weight" in table.column_names:
+    present = frame_columns(data)
+    if "weight" in present:
         raise ValueError("the data have a column 'weight' already; rename or drop it first")
-    names = columns.needed(table.column_names)
-    values = {name: table.column(name).to_pylist() for name in names}
+    values = frame_values(data, columns.needed(present))
     _, weights = weigh(outcomes_of_columns(values, columns), config)
-    return _with_weight(data, weights)
+    return frame_with_weight(data, weights)
 
 
 def weigh(outcomes: Outcomes, config: WeightConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -157,44 +156,3 @@ def _completions(responses: pa.StringArray) -> pa.ListArray:
     roles = pa.array(["assistant"] * len(responses))
     messages = pa.StructArray.from_arrays([roles, responses], names=["role", "content"])
     return pa.ListArray.from_arrays(pa.array(np.arange(len(responses) + 1), pa.int32()), messages)
-
-
-FrameKind = Literal["arrow", "datasets", "polars", "pandas"]
-
-
-def _kind(data: Any) -> FrameKind:
-    """Told by the name of its module, so that no frame library is imported here."""
-    kinds: dict[str, FrameKind] = {
-        "pyarrow": "arrow",
-        "datasets": "datasets",
-        "polars": "polars",
-        "pandas": "pandas",
-    }
-    kind = kinds.get(type(data).__module__.split(".")[0])
-    if kind is None:
-        raise TypeError(
-            f"cannot reweight a {type(data).__name__}; pass an Arrow table, a pandas or polars frame, "
-            "or a Hugging Face Dataset"
-        )
-    return kind
-
-
-def _arrow(data: Any) -> pa.Table:
-    kind = _kind(data)
-    if kind == "datasets":
-        return data.with_format("arrow")[:]
-    if kind == "polars":
-        return data.to_arrow()
-    return data if kind == "arrow" else pa.Table.from_pandas(data, preserve_index=False)
-
-
-def _with_weight(data: Any, weights: NDArray[np.float64]) -> Any:
-    kind = _kind(data)
-    if kind == "arrow":
-        field = pa.field("weight", pa.float64(), nullable=False)
-        return data.append_column(field, pa.array(weights))
-    if kind == "datasets":
-        return data.add_column("weight", weights)
-    if kind == "polars":
-        return data.hstack([type(data)({"weight": weights})["weight"]])
-    return data.assign(weight=weights)

@@ -44,6 +44,8 @@ class Turn:
     """The user message that followed; None after the last turn."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.response, str):
+            raise ValueError(f"a response must be text, got {self.response!r}")
         if self.verdict not in VERDICTS:
             raise ValueError(f"verdict {self.verdict!r} is not one of {', '.join(VERDICTS)}")
         if self.finish_reason not in get_args(FinishReason):

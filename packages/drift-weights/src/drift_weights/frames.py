@@ -1,0 +1,65 @@
+"""Arrow tables, data frames and Hugging Face Datasets, read and extended without importing any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_KINDS = {
+    ("pyarrow", "Table"): "arrow",
+    ("pandas", "DataFrame"): "pandas",
+    ("polars", "DataFrame"): "polars",
+    ("datasets", "Dataset"): "datasets",
+}
+
+
+def frame_kind(data: Any) -> str:
+    """`arrow`, `pandas`, `polars` or `datasets`, by the name of its class.
+
+    Raises:
+        TypeError: anything else, lazy frames and streamed datasets included.
+    """
+    for kind in type(data).__mro__:
+        found = _KINDS.get((kind.__module__.split(".")[0], kind.__name__))
+        if found is not None:
+            return found
+    raise TypeError(
+        f"cannot reweight a {type(data).__name__}; pass an Arrow table, a pandas or polars DataFrame, or "
+        "one split of a Hugging Face Dataset, in memory"
+    )
+
+
+def frame_columns(data: Any) -> list[str]:
+    """Names of the columns."""
+    kind = frame_kind(data)
+    return [str(name) for name in (data.columns if kind in ("pandas", "polars") else data.column_names)]
+
+
+def frame_values(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Some columns as lists of Python values; no other column is touched."""
+    kind = frame_kind(data)
+    if kind == "arrow":
+        return {name: data.column(name).to_pylist() for name in names}
+    if kind == "datasets":
+        plain = data.with_format(None)
+        return {name: list(plain[name]) for name in names}
+    if kind == "polars":
+        return {name: data[name].to_list() for name in names}
+    return {name: data[name].tolist() for name in names}
+
+
+def frame_with_weight(data: Any, weight_N: NDArray[np.float64]) -> Any:
+    """The same kind of object with a column `weight` behind the others."""
+    kind = frame_kind(data)
+    if kind == "arrow":
+        field = pa.field("weight", pa.float64(), nullable=False)
+        return data.append_column(field, pa.array(weight_N))
+    if kind == "datasets":
+        return data.add_column("weight", weight_N)
+    if kind == "polars":
+        return data.hstack([type(data)({"weight": weight_N})["weight"]])
+    return data.assign(weight=weight_N)
