@@ -8,6 +8,7 @@ uv run recipes/quickstart.py --quick         a small one, in about a minute
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 import time
@@ -49,6 +50,7 @@ MICRO_TOKENS = 2048
 """Padding costs more than a few small passes do, on a CPU."""
 RESPONSE_TOKENS = 16
 REFERENCE = "reference"
+SETTINGS = "quickstart.json"
 DRIFT = "DRIFT, weighted (paper)"
 
 
@@ -111,6 +113,10 @@ class Stage:
         """The world's seed, which seeds training and rollouts too."""
         return self.world.config.seed
 
+    def say(self, words: str) -> None:
+        """Tell the reader what happens, above the bars."""
+        self.progress.console.print(words, highlight=False)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
@@ -129,7 +135,8 @@ class WorldResult:
     scores: tuple[Scores, ...]
     with_reference: tuple[Comparison | None, ...]
     with_drift: tuple[Comparison | None, ...]
-    costs: dict[str, Cost]
+    costs: dict[str, Cost | None]
+    """None where an earlier run had done the work."""
     weights: dict[str, Any]
 
 
@@ -195,17 +202,28 @@ def world_stage(seed: int, scale: Scale, folder: Path, console: Console) -> Iter
 
 def run_world(stage: Stage, console: Console) -> WorldResult:
     """Reference, rollouts, weights, five methods, and greedy evaluation of all six policies."""
-    costs: dict[str, Cost] = {}
-    with timed(costs, REFERENCE):
+    costs: dict[str, Cost | None] = {}
+    stage.say(
+        "A riddle names four traits; the answer is the most probable of 24 items. The reference policy, a "
+        "small Llama, learns from a player who is wrong about one trait of each item and stubborn."
+    )
+    with timed(costs, REFERENCE, cached=has_reference(stage)):
         reference = reference_policy(stage)
-    with timed(costs, "rollout"):
+    stage.say(
+        f"It is frozen now. It answers {stage.scale.prompts} riddles {stage.scale.samples} times each, and "
+        'hears "Incorrect. Please think again." after a wrong answer, up to 5 turns.'
+    )
+    with timed(costs, "rollout", cached=(stage.folder / "rollout" / "trajectories").is_dir()):
         turns = rollouts(stage, reference)
+    stage.say("Each dialogue's return, over its riddle's mean, weighs its last turn:")
     inspection = inspect_outcomes(outcomes_of_weighted(turns), betas=[0.1], gammas=[0.9], lams=[0.5])
     print_inspection(console, inspection)
+    stage.say("Five methods fine-tune from the reference on the same dialogues, for the same steps.")
     policies = {REFERENCE: reference}
     for method in METHODS:
         with timed(costs, method.name):
             policies[method.name] = train_method(stage, method, turns, reference)
+    stage.say("All six policies answer riddles that none has seen, greedily.")
     answered = {
         name: outcomes(evaluate_policy(stage, name, folder, stage.splits.heldout))[0]
         for name, folder in policies.items()
@@ -234,9 +252,10 @@ def run_world(stage: Stage, console: Console) -> WorldResult:
 def reference_policy(stage: Stage) -> Path:
     """Train the reference from scratch on the imperfect player's transcripts; a second run finds it."""
     folder = stage.folder / "policies" / REFERENCE
-    if folder.is_dir():
-        stage.progress.console.print(f"The reference policy is there already: {folder}")
+    if has_reference(stage):
+        stage.say(f"The reference policy is there already: {folder}")
         return folder
+    shutil.rmtree(folder, ignore_errors=True)
     player = stage.world.player(stage.tokenizer)
     trajectories: list[Trajectory] = []
     for round_, max_turns in enumerate((1, 5)):
@@ -264,7 +283,21 @@ def reference_policy(stage: Stage) -> Path:
         seed=stage.seed,
     )
     fit(stage, module, data, stage.scale.reference_steps, "Reference policy, from scratch")
-    return export(module, folder, tokenizer=stage.tokenizer)
+    export(module, folder, tokenizer=stage.tokenizer)
+    write_json(folder / SETTINGS, reference_settings(stage))
+    return folder
+
+
+def reference_settings(stage: Stage) -> dict[str, Any]:
+    """What a reference policy was made from."""
+    scale = {"problems": stage.scale.reference_problems, "steps": stage.scale.reference_steps}
+    return {"world": asdict(stage.world.config), **scale}
+
+
+def has_reference(stage: Stage) -> bool:
+    """Whether an earlier run left a reference policy made from the same settings."""
+    file = stage.folder / "policies" / REFERENCE / SETTINGS
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")) == reference_settings(stage)
 
 
 def rollouts(stage: Stage, reference: Path) -> pa.Table:
@@ -363,11 +396,12 @@ def evaluate_policy(stage: Stage, name: str, folder: Path, problems: Sequence[Pr
 
 
 @contextmanager
-def timed(costs: dict[str, Cost], name: str) -> Iterator[None]:
-    """Note CPU and wall seconds of a block."""
+def timed(costs: dict[str, Cost | None], name: str, *, cached: bool = False) -> Iterator[None]:
+    """Note CPU and wall seconds of a block; nothing if an earlier run had done its work."""
     cpu, wall = time.process_time(), time.perf_counter()
     yield
-    costs[name] = Cost(cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall)
+    cost = Cost(cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall)
+    costs[name] = None if cached else cost
 
 
 def print_world(console: Console, result: WorldResult) -> None:
@@ -388,11 +422,12 @@ def print_world(console: Console, result: WorldResult) -> None:
         for heading, row in zip((label, "  95 %", "  p"), cells, strict=True):
             table.add_row(heading, *row)
     table.add_row("correction", *(percent(one.total_correction) for one in scores))
-    table.add_row("unique", *(f"{one.unique_answers_wrong or 0:.2f}" for one in scores))
+    table.add_row("unique", *(mean(one.unique_answers_wrong) for one in scores))
     for turn, shares in enumerate(zip(*(one.malformed_shares for one in scores), strict=True), start=1):
         table.add_row(f"malformed {turn}", *map(percent, shares))
-    table.add_row("CPU s", *(f"{result.costs[name].cpu_s:.0f}" for name in result.names))
-    table.add_row("wall s", *(f"{result.costs[name].wall_s:.0f}" for name in result.names))
+    spent = [result.costs[name] for name in result.names]
+    table.add_row("CPU s", *("cached" if cost is None else f"{cost.cpu_s:.0f}" for cost in spent))
+    table.add_row("wall s", *("cached" if cost is None else f"{cost.wall_s:.0f}" for cost in spent))
     console.print(table)
     once = result.costs["rollout"]
     console.print(
@@ -400,9 +435,14 @@ def print_world(console: Console, result: WorldResult) -> None:
         "bootstrap interval, exact McNemar p. Correction: of the problems wrong at turn 1, the share "
         "solved later. Unique: mean distinct answers of dialogues never solved. Malformed: share of the "
         "responses at a turn. Rollout and weights, once for all methods: "
-        f"{once.cpu_s:.0f} CPU s, {once.wall_s:.0f} wall s.",
+        + ("cached." if once is None else f"{once.cpu_s:.0f} CPU s, {once.wall_s:.0f} wall s."),
         highlight=False,
     )
+
+
+def mean(value: float | None) -> str:
+    """A mean in a cell; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def percent(share: float | None) -> str:
@@ -439,7 +479,7 @@ def result_numbers(result: WorldResult) -> dict[str, Any]:
     content["names"] = list(result.names)
     content["with_reference"] = [pair and asdict(pair) for pair in result.with_reference]
     content["with_drift"] = [pair and asdict(pair) for pair in result.with_drift]
-    content["costs"] = {name: asdict(cost) for name, cost in result.costs.items()}
+    content["costs"] = {name: cost and asdict(cost) for name, cost in result.costs.items()}
     return {"seed": result.seed, "weights": result.weights, **content}
 
 

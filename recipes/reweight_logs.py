@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from drift_weights import WeightConfig, to_table, weighted_turns, write_folder
-from drift_weights.cli import print_inspection
+from drift_weights.cli import print_inspection, refuse
 from drift_weights.files import read_rows
-from drift_weights.folder import file_sha256
+from drift_weights.folder import file_sha256, refuse_existing
 from drift_weights.inspection import inspect_outcomes
 from drift_weights.outcomes import outcomes_of_weighted
 from drift_weights.types import Message, Trajectory, Turn, Verdict, prompt_id
@@ -36,26 +36,36 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for trajectories and weighted turns")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
+    try:
+        reweight_log(options.log, options.path, options.out, overwrite=options.overwrite)
+    except (ValueError, OSError) as error:
+        refuse(error)
+
+
+def reweight_log(log: str, path: Path, out: Path, *, overwrite: bool = False) -> None:
+    """Write OUT/trajectories and OUT/weighted of one log, and print its groups and weights."""
     console = Console()
-    convert, remark = CONVERTERS[options.log]
-    table = to_table(convert(options.path))
+    convert, remark = CONVERTERS[log]
+    for name in ("trajectories", "weighted"):
+        refuse_existing(out / name, overwrite=overwrite)
+    table = to_table(convert(path))
     turns, made = weighted_turns(table, WeightConfig())
-    source = {"path": options.path.name, "sha256": file_sha256(options.path)}
+    source = {"path": path.name, "sha256": file_sha256(path)}
     write_folder(
-        options.out / "trajectories",
+        out / "trajectories",
         table,
         "trajectories",
         {"source": source, "remark": remark},
-        overwrite=options.overwrite,
+        overwrite=overwrite,
     )
     write_folder(
-        options.out / "weighted",
+        out / "weighted",
         turns,
         "weighted",
         {**made, "source": source, "remark": remark},
-        overwrite=options.overwrite,
+        overwrite=overwrite,
     )
-    console.print(f"{options.path.name}: {remark}", highlight=False)
+    console.print(f"{path.name}: {remark}", highlight=False)
     inspection = inspect_outcomes(outcomes_of_weighted(turns), betas=[0.1], gammas=[0.9], lams=[0.5])
     print_inspection(console, inspection)
 
@@ -81,7 +91,9 @@ def gsm8k_trajectories(path: Path) -> Iterator[Trajectory]:
             solutions = [(name, _text(row[name], "solution"), row[name]["is_correct"]) for name in models]
             answered = [(text, _last_answer(text), right) for _, text, right in solutions]
             made = list(_single_turns(GSM8K_POLICY, _text(row, "question"), gold, answered))
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path}, line {line}: field {error} is missing") from error
+        except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
         yield from made
 
@@ -99,7 +111,9 @@ def qwen_trajectories(path: Path) -> Iterator[Trajectory]:
         try:
             answered = list(zip(row["response"], row["pred"], row["score"], strict=True))
             made = list(_single_turns(QWEN_POLICY, _text(row, "question"), _text(row, "gt"), answered))
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path}, line {line}: field {error} is missing") from error
+        except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
         yield from made
 

@@ -81,8 +81,28 @@ def test_a_second_run_skips_the_reference_and_the_rollouts(ran, monkeypatch: pyt
 
     monkeypatch.setattr(quickstart, "fit", never)
     monkeypatch.setattr(ExactVerifier, "verify", never)
+    assert quickstart.has_reference(stage)
     reference = quickstart.reference_policy(stage)
     assert quickstart.rollouts(stage, reference).num_rows == 12 * 8
+
+
+def test_a_reference_of_other_settings_is_no_cache(ran) -> None:
+    _, _, _, stage = ran
+    more = replace(stage, scale=replace(stage.scale, reference_steps=13))
+    assert not quickstart.has_reference(more)
+
+
+def test_work_that_was_there_already_costs_nothing_and_says_so(ran) -> None:
+    _, result, _, _ = ran
+    costs: dict = {}
+    with quickstart.timed(costs, REFERENCE, cached=True):
+        pass
+    again = replace(result, costs=result.costs | costs)
+    console = Console(width=80, record=True)
+    quickstart.print_world(console, again)
+    (row,) = [line for line in console.export_text().splitlines() if line.strip().startswith("CPU s")]
+    assert row.split()[2] == "cached"
+    assert quickstart.result_numbers(again)["costs"][REFERENCE] is None
 
 
 def test_worlds_are_shown_side_by_side_and_never_pooled(ran) -> None:

@@ -70,5 +70,5 @@ def test_qwen_lists_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 1"):
         list(qwen_trajectories(write(tmp_path / "q.jsonl", row | {"score": [True]})))
     row.pop("gt")
-    with pytest.raises(ValueError, match="line 1: 'gt'"):
+    with pytest.raises(ValueError, match="line 1: field 'gt' is missing"):
         list(qwen_trajectories(write(tmp_path / "q.jsonl", row)))
