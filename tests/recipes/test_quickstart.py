@@ -1,6 +1,7 @@
 """The quickstart at a hundredth of its size: every file that it promises, and numbers that agree."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console

@@ -214,7 +214,7 @@ def test_a_full_context_ends_the_dialogue() -> None:
 def test_problems_that_cannot_be_sampled_are_refused() -> None:
     tokenizer = bpe_tokenizer()
     engine = ScriptedEngine(speaking(tokenizer, [END], ["3"]), tokenizer=tokenizer, context_length=5)
-    with pytest.raises(ValueError, match="leaves no room"):
+    with pytest.raises(ValueError, match="leave no room"):
         list(sample([problem()], engine, ExactVerifier()))
     with pytest.raises(ValueError, match="appears twice"):
         list(sample([problem(), problem()], ScriptedEngine(engine._script), ExactVerifier()))

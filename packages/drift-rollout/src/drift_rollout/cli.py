@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drift_rollout.engine import Sampling
+from drift_rollout.engines.embedded import embedded_engine
 from drift_rollout.problems import ProblemSet, load_problems
-from drift_rollout.prompts import TEMPLATES, PromptTemplate
+from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
-from drift_rollout.run import rollout
+from drift_rollout.run import check_run, origin_of, rollout
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
 from drift_weights.cli import option_words, refuse
@@ -47,6 +49,7 @@ def sample(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     round: int = 0,
+    revision: str | None = None,
     device: str = "auto",
     dry_run: bool = False,
 ) -> None:
@@ -65,43 +68,41 @@ def sample(
         sampling: temperature, top_p and tokens a response.
         seed: of the run; every turn derives its own.
         round: rollout round; groups of different rounds never mix.
-        device: cpu, cuda or auto.
-        dry_run: print what would be done and load no model.
+        revision: a commit, tag or branch of a Hub id.
+        device: cpu, cuda or auto, which takes an accelerator if there is one.
+        dry_run: check the problems, print what would be done, and load no model.
     """
     console = Console()
-    template = _template(prompt)
+    template, judge = choose_template(prompt), VERIFIERS[verifier]
     config = RolloutConfig(samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round)
     found = load_problems(
         problems, template, question=question, answer=answer, max_turns=protocol.max_turns
     )
+    check_run(found, judge, config, out)
     _print_plan(console, found, config)
     if dry_run:
         return
-    from drift_rollout.engines.transformers import TransformersEngine
-
-    engine = TransformersEngine(model, device=device)
-    with _progress(console) as bar:
+    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
+    unscored = 0
+    with (
+        closing(embedded_engine(model, revision=revision, device=device)) as engine,
+        _progress(console) as bar,
+    ):
         task = bar.add_task("sampling", total=samples * len(found.problems))
 
         def on_finished(batch: Sequence[Trajectory]) -> None:
+            nonlocal unscored
+            unscored += sum(not trajectory.scored for trajectory in batch)
             bar.advance(task, len(batch))
 
-        about = {"prompt": asdict(template)}
         folder = rollout(
-            found, engine, VERIFIERS[verifier], config, out, about=about, on_finished=on_finished
+            found, engine, judge, config, out, about=about, origin=origin, on_finished=on_finished
         )
-    engine.close()
+    if unscored:
+        console.print(
+            f"{unscored} dialogues ended unscored; run again to sample them anew", highlight=False
+        )
     console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False)
-
-
-def _template(prompt: str | PromptTemplate) -> PromptTemplate:
-    if isinstance(prompt, PromptTemplate):
-        return prompt
-    if prompt not in TEMPLATES:
-        raise ValueError(
-            f"prompt {prompt!r} is no template; choose {', '.join(TEMPLATES)} or give your own"
-        )
-    return TEMPLATES[prompt]
 
 
 def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> None:

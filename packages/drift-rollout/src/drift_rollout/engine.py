@@ -75,7 +75,7 @@ class Engine(Protocol):
 
     `poll` blocks until something finished or `timeout` seconds passed. A request that fails is a
     Completion with its error; an engine that dies raises. A finished request keeps its cache until it
-    is continued or released.
+    is continued or released. Releasing every id that was submitted leaves the engine as good as new.
     """
 
     @property
@@ -102,10 +102,16 @@ class Engine(Protocol):
         """Queue requests; those with equal prompts, submitted together, may share their prefill."""
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
-        """What finished since the last call; blocks up to `timeout` seconds, None without limit."""
+        """What finished since the last call; blocks up to `timeout` seconds, None without limit.
+
+        Without a timeout it returns nothing only if no request is pending.
+        """
 
     def release(self, request_id: str) -> None:
-        """Free what a finished request holds; unknown ids are ignored."""
+        """Free what a finished request holds, and cancel one that is queued or running.
+
+        The completion of a cancelled request never comes. Unknown ids are ignored.
+        """
 
     def close(self) -> None:
         """Free everything."""
@@ -157,8 +163,9 @@ class ScriptedEngine:
         return [self._script(self._queue.popleft()) for _ in range(count)]
 
     def release(self, request_id: str) -> None:
-        """Note the release."""
+        """Note the release, and forget the request if it is queued."""
         self.released.append(request_id)
+        self._queue = deque(request for request in self._queue if request.id != request_id)
 
     def close(self) -> None:
         """Forget what is queued."""

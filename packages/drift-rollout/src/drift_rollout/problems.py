@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from drift_rollout.prompts import PromptTemplate
+from drift_rollout.verify import Verifier
 from drift_weights.files import read_rows
 from drift_weights.types import Message, prompt_id
 
@@ -62,6 +64,29 @@ def problem_set(problems: Iterable[Problem], *, source: str) -> ProblemSet:
     return ProblemSet(problems=tuple(by_id.values()), repeated=total - len(by_id))
 
 
+def check_targets(problems: Iterable[Problem], verifier: Verifier) -> None:
+    """Hold every gold answer against the verifier that will judge by it.
+
+    Raises:
+        ValueError: problems without a gold, or with one that the verifier refuses (the first ten are
+            listed).
+    """
+    refused = []
+    for problem in problems:
+        if problem.target is None:
+            refused.append(f"problem {problem.prompt_id} has no target to verify against")
+            continue
+        try:
+            verifier.check_target(problem.target)
+        except ValueError as error:
+            refused.append(f"problem {problem.prompt_id}: {error}")
+    if refused:
+        raise ValueError(
+            f"{len(refused)} problems cannot be judged by {verifier.name}; mend or remove them, or choose "
+            "another verifier:\n  " + "\n  ".join(refused[:10])
+        )
+
+
 def load_problems(
     path: Path,
     template: PromptTemplate,
@@ -72,9 +97,11 @@ def load_problems(
 ) -> ProblemSet:
     """Problems of a JSONL or Parquet file with a question and an answer column.
 
+    A number becomes the text of its value, and a whole one that of an integer: 18.0 is the gold "18".
+
     Raises:
-        ValueError: a torn or foreign line, a missing or empty field (file and row are named),
-            contradicting golds.
+        ValueError: a torn or foreign line, a missing or blank field or one that is not finite (file
+            and row are named), contradicting golds.
     """
     return problem_set(_from_rows(path, template, question, answer, max_turns), source=str(path))
 
@@ -129,9 +156,18 @@ def _from_rows(
     path: Path, template: PromptTemplate, question: str, answer: str, max_turns: int
 ) -> Iterator[Problem]:
     for number, row in enumerate(read_rows(path)):
-        for name in (question, answer):
-            if row.get(name) is None or row[name] == "":
-                raise ValueError(
-                    f"{path}, row {number}: field {name!r} is missing or empty; it has {sorted(row)}"
-                )
-        yield make_problem(template.render(str(row[question]), max_turns=max_turns), str(row[answer]))
+        texts = [_text(row, name, f"{path}, row {number}") for name in (question, answer)]
+        yield make_problem(template.render(texts[0], max_turns=max_turns), texts[1])
+
+
+def _text(row: Mapping[str, Any], name: str, place: str) -> str:
+    value = row.get(name)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{place}: field {name!r} is {value}; give a number or a text")
+        # A column of whole numbers is one of floats as soon as one tool met a gap in it.
+        value = int(value) if value.is_integer() else value
+    text = "" if value is None else str(value)
+    if not text.strip():
+        raise ValueError(f"{place}: field {name!r} is missing or empty; it has {sorted(row)}")
+    return text

@@ -68,3 +68,18 @@ TEMPLATES: dict[str, PromptTemplate] = {
     "eval-gpqa": EVAL_GPQA,
 }
 """The templates of D.7 by name; MATH and MATH500 share one, MMLU-Redux and MMLU-Pro another."""
+
+
+def choose_template(prompt: str | PromptTemplate) -> PromptTemplate:
+    """A template of D.7 by name, or one that is a template already.
+
+    Raises:
+        ValueError: no template has that name.
+    """
+    if isinstance(prompt, PromptTemplate):
+        return prompt
+    if prompt not in TEMPLATES:
+        raise ValueError(
+            f"prompt {prompt!r} is no template; choose {', '.join(TEMPLATES)} or give your own"
+        )
+    return TEMPLATES[prompt]

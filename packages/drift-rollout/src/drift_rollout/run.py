@@ -7,14 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from drift_rollout.engine import Engine
 from drift_rollout.journal import Journal
-from drift_rollout.problems import ProblemSet
+from drift_rollout.problems import ProblemSet, check_targets
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
 from drift_rollout.verify import Verifier
-from drift_weights.folder import write_folder
+from drift_weights.folder import file_sha256, is_folder, read_manifest, write_folder
 from drift_weights.schema import to_table
 from drift_weights.types import Trajectory
+
+JOURNAL = "journal.sqlite"
 
 
 def rollout(
@@ -25,6 +29,7 @@ def rollout(
     out: Path,
     *,
     about: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
     on_finished: Callable[[Sequence[Trajectory]], None] = lambda batch: None,
 ) -> Path:
     """Sample what is missing into OUT/journal.sqlite, then write OUT/trajectories with its manifest.
@@ -33,14 +38,17 @@ def rollout(
 
     Args:
         about: further settings that must stay the same on resume, such as the prompt template.
-        on_finished: told of each batch; on resume first of what the journal holds already.
+        origin: noted in the manifest alone, such as where the model lay.
+        on_finished: told of each batch; on resume first of what is there already of this run.
 
     Returns:
         The trajectories folder.
 
     Raises:
-        ValueError: OUT belongs to a run of another configuration.
+        ValueError: what `check_run` and `sample` refuse, OUT belongs to a run of another
+            configuration, or another run is writing to it.
     """
+    check_run(problems, verifier, config, out)
     fixed = {
         "policy": engine.policy,
         "verifier": verifier.name,
@@ -52,14 +60,54 @@ def rollout(
         **(about or {}),
     }
     wanted = {problem.prompt_id for problem in problems.problems}
-    with Journal(out / "journal.sqlite", fixed) as journal:
-        finished = [t for t in journal.trajectories() if t.scored and t.prompt_id in wanted]
-        on_finished(finished)
+    with Journal(out / JOURNAL, fixed) as journal:
+        stored = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
+        on_finished([t for t in stored if t.scored])
         sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
         kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
         table = to_table(kept)
     manifest = {
         "rollout": {**fixed, "samples": config.samples},
         "problems": {"count": len(problems.problems), "repeated": problems.repeated},
+        "origin": dict(origin or {}),
     }
     return write_folder(out / "trajectories", table, "trajectories", manifest, overwrite=True)
+
+
+def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, out: Path) -> None:
+    """What can be said of a run before its model is loaded: golds, and what lies in OUT.
+
+    Raises:
+        ValueError: golds that the verifier refuses, or an OUT/trajectories of which the export would
+            lose something: trajectories of no journal, of other problems, or of a larger K.
+    """
+    check_targets(problems.problems, verifier)
+    folder = out / "trajectories"
+    if not is_folder(folder):
+        return
+    if not (out / JOURNAL).is_file():
+        raise ValueError(f"{folder} is there without {JOURNAL}, so it is of no run; choose another output")
+    wanted = {problem.prompt_id for problem in problems.problems}
+    before = _sampled(folder)
+    kept = sum(prompt_id in wanted and sample < config.samples for prompt_id, sample in before)
+    if kept < len(before):
+        raise ValueError(
+            f"{folder} holds {len(before)} trajectories, and with {len(wanted)} problems × "
+            f"{config.samples} samples only {kept} of them would be left; give at least the problems and "
+            "samples that it was made with, or move it away (the journal keeps everything)"
+        )
+
+
+def origin_of(model: str, revision: str | None, problems: Path) -> dict[str, Any]:
+    """Where policy and problems came from, for the manifest."""
+    file = {"name": problems.name, "sha256": file_sha256(problems)}
+    return {"model": model, "revision": revision, "problems": file}
+
+
+def _sampled(folder: Path) -> list[tuple[str, int]]:
+    """(prompt_id, sample) of every row; the other columns may be large and stay where they are."""
+    found: list[tuple[str, int]] = []
+    for shard in read_manifest(folder)["shards"]:
+        table = pq.read_table(folder / shard["file"], columns=["prompt_id", "sample"])
+        found += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from drift_rollout.engine import Completion, Engine, Request, Sampling, turn_seed
 from drift_rollout.journal import Journal
-from drift_rollout.problems import Problem
+from drift_rollout.problems import Problem, check_targets
 from drift_rollout.protocol import Dialogue, Protocol, advance, end_for_context
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.verify import Verified, Verifier
@@ -58,12 +60,13 @@ def sample(
     config: RolloutConfig | None = None,
     *,
     done: Collection[Key] = (),
-) -> Iterator[Trajectory]:
+) -> Generator[Trajectory]:
     """Sample K correction dialogues a problem and yield each as it finishes (Alg. 1, lines 2-4).
 
     A trajectory's next turn is submitted as soon as its verdict is in; no turn waits for another
     trajectory. All K first turns of a problem are submitted together, so that the engine can share
-    their prefill.
+    their prefill. All problems are checked before the first request. A generator that is closed early,
+    or that fails, cancels its requests, so that the engine can be used again.
 
     Args:
         problems: with unique prompt_ids and a target each.
@@ -73,11 +76,15 @@ def sample(
         done: keys to leave out, from a journal.
 
     Raises:
-        ValueError: a problem without target, one that appears twice, or a prompt that leaves the
-            engine no room for a response.
+        ValueError: a problem without target or with one that the verifier refuses, one that appears
+            twice, or a prompt that leaves the engine no room for a response.
+        RuntimeError: the engine went idle with requests unanswered.
     """
-    for batch in sample_batches(problems, engine, verifier, config or RolloutConfig(), done=done):
-        yield from batch
+    with closing(
+        sample_batches(problems, engine, verifier, config or RolloutConfig(), done=done)
+    ) as batches:
+        for batch in batches:
+            yield from batch
 
 
 def sample_to_journal(
@@ -94,9 +101,10 @@ def sample_to_journal(
     What the journal holds already is left out, so a killed run goes on where it was.
     """
     done = journal.scored_keys()
-    for batch in sample_batches(problems, engine, verifier, config, done=done):
-        journal.add(batch)
-        on_finished(batch)
+    with closing(sample_batches(problems, engine, verifier, config, done=done)) as batches:
+        for batch in batches:
+            journal.add(batch)
+            on_finished(batch)
 
 
 def sample_batches(
@@ -106,22 +114,22 @@ def sample_batches(
     config: RolloutConfig,
     *,
     done: Collection[Key] = (),
-) -> Iterator[list[Trajectory]]:
+) -> Generator[list[Trajectory]]:
     """`sample`, yielding together what finished together."""
+    wanted = tuple(problems)
+    check_targets(wanted, verifier)
     loop = _Loop(engine, verifier, config)
-    groups = _groups(problems, engine.policy, config, done)
-    waiting = True
-    while waiting or loop.running:
-        while waiting and len(loop.running) < engine.concurrency:
-            group = next(groups, None)
-            if group is None:
-                waiting = False
-            else:
-                loop.start(*group)
-        if loop.running:
+    pending = deque(_groups(wanted, engine.policy, config, done))
+    loop.check_prompts(problem for problem, _ in pending)
+    try:
+        while pending or loop.running:
+            while pending and len(loop.running) < engine.concurrency:
+                loop.start(*pending.popleft())
             finished = loop.step()
             if finished:
                 yield finished
+    finally:
+        loop.release_all()
 
 
 def _groups(
@@ -131,8 +139,6 @@ def _groups(
     for problem in problems:
         if problem.prompt_id in seen:
             raise ValueError(f"problem {problem.prompt_id} appears twice; keep it once")
-        if problem.target is None:
-            raise ValueError(f"problem {problem.prompt_id} has no target to verify against")
         seen.add(problem.prompt_id)
         key = (problem.prompt_id, config.round, policy)
         missing = [k for k in range(config.samples) if (*key, k) not in done]
@@ -145,38 +151,67 @@ class _Loop:
 
     def __init__(self, engine: Engine, verifier: Verifier, config: RolloutConfig) -> None:
         self.running: dict[str, _Run] = {}
+        self._held: set[str] = set()
+        """Requests that the engine may keep something of."""
         self._engine = engine
         self._verifier = verifier
         self._config = config
         self._renderer = None if engine.tokenizer is None else ChatRenderer(engine.tokenizer)
         self._tokenizer = None if engine.tokenizer is None else tokenizer_fingerprint(engine.tokenizer)
 
+    def check_prompts(self, problems: Iterable[Problem]) -> None:
+        """Refuse first prompts that leave the engine no room for a response."""
+        if self._renderer is None:
+            return
+        sizes = {p.prompt_id: len(self._renderer.prompt_ids(p.messages)) for p in problems}
+        context = self._engine.context_length
+        long = [f"problem {name}: {size} tokens" for name, size in sizes.items() if size >= context]
+        if long:
+            raise ValueError(
+                f"{len(long)} prompts leave no room for a response in a context of {context} tokens; "
+                "shorten or remove them:\n  " + "\n  ".join(long[:10])
+            )
+
     def start(self, problem: Problem, samples: Sequence[int]) -> None:
         """Submit the first turns of a group."""
         ids = None if self._renderer is None else self._renderer.prompt_ids(problem.messages)
-        if ids is not None and len(ids) >= self._engine.context_length:
-            raise ValueError(
-                f"problem {problem.prompt_id}: its prompt of {len(ids)} tokens leaves no room in a "
-                f"context of {self._engine.context_length}; shorten or remove it"
-            )
         dialogue = Dialogue(prompt=problem.messages, protocol=self._config.protocol)
         runs = [_Run(problem=problem, sample=k, dialogue=dialogue, token_ids=ids) for k in samples]
-        self._engine.submit([self._request(run) for run in runs])
+        self._submit([self._request(run) for run in runs])
 
     def step(self) -> list[Trajectory]:
         """Take in what the engine finished, submit next turns, and return the finished trajectories."""
         finished, following = [], []
-        for completion in self._engine.poll():
+        completions = self._engine.poll()
+        if not completions:
+            raise RuntimeError(
+                f"the engine returned nothing while {len(self.running)} requests are pending; poll() "
+                "without a timeout must block until one of them has finished"
+            )
+        for completion in completions:
             run = self.running.pop(completion.id)
             self._take(run, completion)
             if run.dialogue.ended is None:
                 following.append(self._request(run))
             else:
                 self._engine.release(completion.id)
+                self._held.discard(completion.id)
                 finished.append(self._trajectory(run))
         if following:
-            self._engine.submit(following)
+            self._submit(following)
         return finished
+
+    def release_all(self) -> None:
+        """Cancel what is under way and free what is kept for continuations; the loop is over."""
+        for request_id in self._held:
+            self._engine.release(request_id)
+        self._held.clear()
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        # Noted first: what of a call that raises did reach the engine, nobody can say.
+        self._held.update(request.id for request in requests)
+        self._engine.submit(requests)
+        self._held.difference_update(request.continues for request in requests if request.continues)
 
     def _request(self, run: _Run) -> Request:
         turn = len(run.dialogue.turns) + 1

@@ -22,11 +22,18 @@ class Verified:
 
 
 class Verifier(Protocol):
-    """V(y) ∈ {0, 1} of eq. 21, deterministic: the same response and target give the same verdict."""
+    """V(y) ∈ {0, 1} of eq. 21, deterministic: the same response and target give the same verdict.
+
+    Every target is checked before the first response is sampled, so that a gold answer that nothing
+    can match does not come to light in the middle of a run.
+    """
 
     @property
     def name(self) -> str:
         """Name and version, as the manifest records it."""
+
+    def check_target(self, target: str) -> None:
+        """Raise ValueError for a gold answer that this verifier cannot hold a response against."""
 
     def verify(self, response: str, target: str) -> Verified:
         """Judge one response against the gold answer."""
@@ -55,13 +62,22 @@ class ExactVerifier:
 
     name: str = "exact/1"
 
+    def check_target(self, target: str) -> None:
+        """Refuse a target that is blank: an empty answer would equal it."""
+        if not _squeeze(target):
+            raise ValueError(f"the target must not be blank, got {target!r}")
+
     def verify(self, response: str, target: str) -> Verified:
-        """Correct if and only if answer and target are equal in lower case without white space."""
+        """Correct if and only if answer and target are equal in lower case without white space.
+
+        An empty answer is wrong, whatever the target.
+        """
         found = extract_answer(response)
         if found is None:
             return Verified(answer=None, verdict="malformed")
         answer = _squeeze(found)
-        return Verified(answer=answer, verdict="correct" if answer == _squeeze(target) else "wrong")
+        correct = answer != "" and answer == _squeeze(target)
+        return Verified(answer=answer, verdict="correct" if correct else "wrong")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +89,30 @@ class ChoiceVerifier:
 
     name: str = "choice/1"
 
+    def check_target(self, target: str) -> None:
+        """Refuse a target that is no single letter A-J."""
+        _gold_letter(target)
+
     def verify(self, response: str, target: str) -> Verified:
         """Correct if and only if the answer is the target's letter.
 
         Raises:
             ValueError: the target is no single letter A-J.
         """
-        gold = _LETTER.fullmatch(target)
-        if gold is None:
-            raise ValueError(f"the target of a choice must be one letter A-J, got {target!r}")
+        gold = _gold_letter(target)
         found = extract_answer(response)
         letter = None if found is None else _LETTER.fullmatch(found)
         if letter is None:
             return Verified(answer=None, verdict="malformed")
         answer = letter.group(1)
-        return Verified(answer=answer, verdict="correct" if answer == gold.group(1) else "wrong")
+        return Verified(answer=answer, verdict="correct" if answer == gold else "wrong")
+
+
+def _gold_letter(target: str) -> str:
+    letter = _LETTER.fullmatch(target)
+    if letter is None:
+        raise ValueError(f"the target of a choice must be one letter A-J, got {target!r}")
+    return letter.group(1)
 
 
 def _squeeze(text: str) -> str:

@@ -1,11 +1,12 @@
 """Weighted supervised fine-tuning on terminal turns (DRIFT)."""
 
-from drift_train.data import WeightedDataModule, read_rows, split
+from drift_train.data import WeightedDataModule, split
 from drift_train.encode import Encoded, Example, encode
 from drift_train.export import export, load_policy
 from drift_train.loss import token_nll, weighted_nll, weighted_nll_from_logits
 from drift_train.module import WeightedSFT
 from drift_train.pack import BatchPlan, MicroBatch, StepBatch, pad, step_batch
+from drift_train.rows import read_rows
 
 __all__ = [
     "BatchPlan",

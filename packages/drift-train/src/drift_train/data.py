@@ -10,8 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
@@ -19,13 +17,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
 from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
-from drift_weights.folder import is_folder, read_folder
+from drift_train.rows import holds_text, names_tokenizer, read_rows
 
 BATCH_SIZE = 128
 """Examples of an optimizer step (D.2)."""
 MICRO_TOKENS = 16_384
-JSON_BLOCK = 1 << 26
-"""Bytes that one JSON line may take at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -144,14 +140,21 @@ class WeightedDataModule(LightningDataModule):
         return encode(
             table,
             vocab_size=config.vocab_size,
-            tokenizer=self._tokenizer() if _holds_text(table) else None,
+            tokenizer=self._tokenizer(table),
             max_length=min(limits, default=None),
             supervise=self.supervise,
             too_long=self.too_long,
             source=self.path,
         )
 
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self, table: pa.Table) -> Any:
+        """The model's, if text is to be rendered with it or the rows' ids are to be held against it."""
+        text, folder = holds_text(table), Path(self.model)
+        if not text and not names_tokenizer(table):
+            return None
+        if not text and folder.is_dir() and not any(folder.glob("tokenizer*")):
+            _warn(f"{self.model} holds no tokenizer; that the rows' ids are of its model is not checked")
+            return None
         return AutoTokenizer.from_pretrained(self.model, revision=self.model_revision)
 
 
@@ -228,31 +231,6 @@ def split(examples: Sequence[Example], val_share: float) -> tuple[list[Example],
         prompts = len({example.prompt_id for example in examples})
         raise ValueError(f"val_share {val_share} of {prompts} prompts leaves the {side} side empty")
     return train, held_out
-
-
-def read_rows(path: Path) -> pa.Table:
-    """A WEIGHTED folder, a Parquet file or a JSONL file as a table.
-
-    Raises:
-        FileNotFoundError: nothing there, or a folder without a manifest.
-        ValueError: another kind of file, or one that does not parse.
-    """
-    if path.is_dir() or is_folder(path):
-        return read_folder(path, "weighted")[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        if path.suffix in (".jsonl", ".json"):
-            return pyarrow.json.read_json(path, pyarrow.json.ReadOptions(block_size=JSON_BLOCK))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} does not read as {path.suffix[1:]}: {error}") from error
-    raise ValueError(f"{path} is neither a folder of weighted turns, .parquet, .jsonl nor .json")
-
-
-def _holds_text(table: pa.Table) -> bool:
-    return "input_ids" not in table.column_names or table.column("input_ids").null_count > 0
 
 
 def _fraction(prompt_id: str) -> float:

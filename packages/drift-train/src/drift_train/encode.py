@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +11,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from drift_train.render import ChatRenderer
+from drift_train.rows import each_row, holds_text, names_tokenizer, require_columns
+from drift_weights.fingerprint import tokenizer_fingerprint
 from drift_weights.types import Message
 from drift_weights.types import prompt_id as hash_prompt
 
 Supervise = Literal["terminal", "all"]
 TooLong = Literal["refuse", "drop"]
 Span = tuple[int, int]
-Ids = Sequence[int] | NDArray[np.int64]
+Ids = Sequence[int] | NDArray[Any]
 
 _NAMED = 8
 """Rows that a message names one by one."""
+_SHORT = 12
+"""Characters of a fingerprint that a message shows."""
+_KEY = ("prompt_id", "round", "policy", "sample")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,7 +80,8 @@ def encode(
     Args:
         table: a WEIGHTED table, or any with `prompt`, `completion`, `weight`.
         vocab_size: of the model; larger ids are refused.
-        tokenizer: needed for rows of text alone.
+        tokenizer: the model's; needed for rows of text alone, and held against the `tokenizer` of rows
+            with ids. Without one, whose ids they are is not checked.
         max_length: most tokens of a row, ≥ 2; None for no limit.
         supervise: `terminal` (the paper) or `all` turns, which needs token spans.
         too_long: `refuse` the table, or `drop` the rows and name them. Nothing is ever truncated.
@@ -84,18 +90,27 @@ def encode(
         The examples in table order, and the dropped rows.
 
     Raises:
-        ValueError: a missing column; a bad weight, span, id or message (the row is named); rows
-            that are too long under `refuse`; no row left.
+        ValueError: a missing column; a bad weight, span, id or message, ids of another tokenizer, a key
+            (prompt_id, round, policy, sample) that another row has (the row is named); rows that are
+            too long under `refuse`; no row left.
 
     Source: sec. 4.2 (terminal retention), eq. 15.
     """
-    renderer = None if tokenizer is None else ChatRenderer(tokenizer)
-    _require_columns(table, source)
+    require_columns(table, source)
+    reader = _Reader(
+        vocab_size=vocab_size,
+        supervise=supervise,
+        renderer=ChatRenderer(tokenizer) if tokenizer is not None and holds_text(table) else None,
+        tokenizer=tokenizer_fingerprint(tokenizer)
+        if tokenizer is not None and names_tokenizer(table)
+        else None,
+    )
+    keys = _Keys()
     examples, long_rows = [], []
-    for number, row in enumerate(_rows(table)):
+    for number, row in enumerate(each_row(table)):
         try:
-            example = _example(row, number, renderer, supervise)
-            _check_ids(example, vocab_size)
+            example = reader.example(row, number)
+            keys.add(row, example)
         except ValueError as error:
             raise ValueError(f"{source}, row {number}: {error}") from error
         if max_length is not None and len(example.input_ids) > max_length:
@@ -118,74 +133,91 @@ def name_rows(rows: Sequence[int]) -> str:
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({listed})"
 
 
-def _require_columns(table: pa.Table, source: str) -> None:
-    has_tokens = {"input_ids", "response_spans"} <= set(table.column_names)
-    needed = {"weight"} if has_tokens else {"weight", "prompt", "completion"}
-    missing = sorted(needed - set(table.column_names))
-    if missing:
-        raise ValueError(f"{source} lacks the columns {', '.join(missing)}; reweight the log first")
-    kind = table.schema.field("weight").type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise ValueError(f"{source}: column 'weight' is {kind}, expected a number")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reader:
+    """What every row of a table is read with."""
+
+    vocab_size: int
+    supervise: Supervise
+    renderer: ChatRenderer | None
+    tokenizer: str | None
+    """Fingerprint of the model's; None where it is not to be held against the rows'."""
+
+    def example(self, row: Mapping[str, Any], number: int) -> Example:
+        """A row as an example.
+
+        Raises:
+            ValueError: anything wrong with the row; the field is named.
+        """
+        if row["input_ids"] is None:
+            ids, spans = _text(row, self.renderer, self.supervise)
+        else:
+            _check_tokenizer(row, self.tokenizer)
+            ids, spans = _tokens(row, self.supervise)
+        prompt_id = _prompt_id(row)
+        return Example(
+            spans=_checked_spans(spans, len(ids)),
+            input_ids=_checked_ids(ids, self.vocab_size),
+            weight=_weight(row["weight"]),
+            prompt_id=prompt_id,
+            group=_group(row, prompt_id),
+            sample=number if row.get("sample") is None else _whole(row["sample"], "sample"),
+            row=number,
+        )
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as dicts; token ids stay numpy, because millions of Python ints are slow and large."""
-    wanted = [name for name in table.column_names if name in _COLUMNS]
-    for batch in table.select(wanted).to_batches(max_chunksize=4096):
-        ids_N = _id_arrays(batch.column("input_ids")) if "input_ids" in wanted else None
-        rest = batch.select([name for name in wanted if name != "input_ids"])
-        for number, row in enumerate(rest.to_pylist()):
-            row["input_ids"] = None if ids_N is None else ids_N[number]
-            yield row
+class _Keys:
+    """The keys seen so far; rows without a whole key are not held against each other."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, int] = {}
+
+    def add(self, row: Mapping[str, Any], example: Example) -> None:
+        """Refuse a key that another row has.
+
+        Raises:
+            ValueError: the key was there before.
+        """
+        if any(row.get(name) is None for name in _KEY):
+            return
+        first = self._seen.setdefault((example.group, example.sample), example.row)
+        if first != example.row:
+            key = ", ".join(f"{name} {row[name]!r}" for name in _KEY)
+            raise ValueError(f"row {first} has the same key ({key}); drop one of the two")
 
 
-_COLUMNS = frozenset(
-    {"input_ids", "response_spans", "prompt", "completion", "weight", "finish_reason"}
-    | {"prompt_id", "round", "policy", "sample", "group"}
-)
-
-
-def _id_arrays(column: pa.Array) -> list[NDArray[np.int64] | None]:
-    if pa.types.is_null(column.type):
-        return [None] * len(column)
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise ValueError(f"column 'input_ids' is {column.type}, expected lists of token ids")
-    values = column.values.cast(pa.int64())
-    if values.null_count:
-        raise ValueError("column 'input_ids' holds a null token id")
-    flat, offsets = values.to_numpy(), column.offsets.to_numpy()
-    bounds = zip(offsets[:-1], offsets[1:], column.is_valid().to_pylist(), strict=True)
-    return [flat[start:end] if valid else None for start, end, valid in bounds]
-
-
-def _example(
-    row: Mapping[str, Any], number: int, renderer: ChatRenderer | None, supervise: Supervise
-) -> Example:
-    if row["input_ids"] is None:
-        ids, spans = _text(row, renderer, supervise)
-    else:
-        ids, spans = _tokens(row, supervise)
-    prompt_id = _prompt_id(row)
-    sample = row.get("sample")
-    return Example(
-        input_ids=np.array(ids, dtype=np.int32),
-        spans=_checked_spans(spans, len(ids)),
-        weight=_weight(row["weight"]),
-        prompt_id=prompt_id,
-        group=_group(row, prompt_id),
-        sample=number if sample is None else int(sample),
-        row=number,
-    )
+def _check_tokenizer(row: Mapping[str, Any], known: str | None) -> None:
+    found = row.get("tokenizer")
+    if known is not None and found is not None and found != known:
+        raise ValueError(
+            f"tokenizer {str(found)[:_SHORT]} made input_ids, the model's is {known[:_SHORT]}; train the "
+            "model that was sampled from, or set input_ids to null to have the text rendered anew"
+        )
 
 
 def _tokens(row: Mapping[str, Any], supervise: Supervise) -> tuple[Ids, list[Span]]:
     spans = row.get("response_spans")
-    if not spans:
+    if spans is None or len(spans) == 0:
         raise ValueError("input_ids without response_spans; add them, or drop the ids to render text")
     kept = spans[-1:] if supervise == "terminal" else spans
-    bounds = [(span["start"], span["end"]) for span in kept]
-    return row["input_ids"], [(start, end) for start, end in bounds if start < end]
+    bounds = [_bounds(span) for span in kept]
+    return np.asarray(row["input_ids"]), [(start, end) for start, end in bounds if start < end]
+
+
+def _bounds(span: object) -> Span:
+    if not isinstance(span, Mapping) or not {"start", "end"} <= span.keys():
+        raise ValueError(f"response_spans must be such as {{'start': 3, 'end': 7}}, got {span!r}")
+    start, end = (_whole(span[name], f"{name} of response_spans") for name in ("start", "end"))
+    return start, end
+
+
+def _whole(value: object, name: str) -> int:
+    """A whole number; pandas writes those of a column with gaps as floats."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return value
 
 
 def _text(
@@ -239,13 +271,18 @@ def _weight(value: float | None) -> float:
     return weight
 
 
-def _check_ids(example: Example, vocab_size: int) -> None:
-    low, high = int(example.input_ids.min()), int(example.input_ids.max())
+def _checked_ids(ids: Ids, vocab_size: int) -> NDArray[np.int32]:
+    """Held against the vocabulary as wide as they come: an id that wrapped would look like another."""
+    wide = np.asarray(ids)
+    if wide.dtype.kind not in "iu":
+        raise ValueError("input_ids must be whole numbers, none of them null")
+    low, high = int(wide.min()), int(wide.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(
             f"token id {low if low < 0 else high} is outside the model's {vocab_size} tokens; "
             "the row was tokenized for another model"
         )
+    return wide.astype(np.int32)
 
 
 def _prompt_id(row: Mapping[str, Any]) -> str:
@@ -264,6 +301,10 @@ def _prompt_id(row: Mapping[str, Any]) -> str:
 
 def _group(row: Mapping[str, Any], prompt_id: str) -> Hashable:
     if row.get("round") is not None and row.get("policy") is not None:
-        return (prompt_id, int(row["round"]), str(row["policy"]))
-    group: Hashable = row.get("group")
-    return prompt_id if group is None else group
+        return (prompt_id, _whole(row["round"], "round"), str(row["policy"]))
+    group = row.get("group")
+    if group is None:
+        return prompt_id
+    if not isinstance(group, Hashable):
+        raise ValueError(f"group must be text or a whole number, got {group!r}")
+    return group

@@ -49,8 +49,8 @@ class TransformersEngine:
         context_length: a bound below the model's own.
 
     Raises:
-        ValueError: a loaded model without tokenizer, a bound below 1, or a model that the engine
-            cannot batch.
+        ValueError: a loaded model without tokenizer, a bound below 1, a device that is not there, or
+            a model that the engine cannot batch.
     """
 
     def __init__(
@@ -72,9 +72,11 @@ class TransformersEngine:
                 raise ValueError(f"{name} must be at least 1, got {bound}")
         weights = None
         if isinstance(model, str | Path):
-            weights = folder_weights(_folder(str(model), revision))
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, revision=revision)
-            model = _load(str(model), revision, dtype, attention).to(_device(device))
+            name, place = str(model), _device(device)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, revision=revision)
+            model = _load(name, revision, dtype, attention).to(place)
+            # Loading first: it is what brings a Hub model's weights into the folder.
+            weights = folder_weights(_folder(name, model, revision))
         if tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: pass tokenizer=")
         model.eval()
@@ -130,10 +132,11 @@ class TransformersEngine:
         return completions
 
     def release(self, request_id: str) -> None:
-        """Free what a finished request holds; unknown ids are ignored."""
-        sequence = self._finished.pop(request_id, None)
+        """Free what a request holds, and cancel it if it is queued or running; unknown ids are ignored."""
+        sequence = self._finished.pop(request_id, None) or self._cancel(request_id)
         if sequence is not None:
             self._slots.drop(sequence)
+        self._completions = [c for c in self._completions if c.id != request_id]
 
     def close(self) -> None:
         """Forget every request and give the cache's memory back."""
@@ -143,6 +146,15 @@ class TransformersEngine:
         self._slots.clear()
         self._completions.clear()
         self._cache.clear()
+
+    def _cancel(self, request_id: str) -> Sequence | None:
+        for queue in (self._waiting, self._active):
+            for sequence in queue:
+                if sequence.request.id == request_id:
+                    queue.remove(sequence)
+                    sequence.active = False
+                    return sequence
+        return None
 
     def _check(self, requests: Many[Request]) -> None:
         pending = {s.request.id for s in (*self._waiting, *self._active)}
@@ -244,7 +256,7 @@ class TransformersEngine:
         The queue gives way only to a newcomer that would be alone: something must always run.
         """
         if self._finished:
-            self.release(next(iter(self._finished)))
+            self._slots.drop(self._finished.pop(next(iter(self._finished))))
             return True
         for sequence in reversed(self._waiting):
             if alone and sequence.row >= 0 and sequence is not newcomer:
@@ -289,15 +301,22 @@ def _load(model: str, revision: str | None, dtype: str, attention: str | None) -
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"device {name!r} cannot be used ({reason}); choose cpu or auto") from error
+    return name
 
 
-def _folder(model: str, revision: str | None) -> Path:
-    """Where the files of a model lie, fetched if need be."""
-    if Path(model).is_dir():
-        return Path(model)
-    file = cached_file(model, "config.json", revision=revision)
+def _folder(name: str, model: Any, revision: str | None) -> Path:
+    """Where the files lie that a model was loaded from."""
+    if Path(name).is_dir():
+        return Path(name)
+    # The commit that was loaded, though the branch may have moved since.
+    loaded = getattr(model.config, "_commit_hash", None) or revision
+    file = cached_file(name, "config.json", revision=loaded)
     assert file is not None, "a missing file raises"
     return Path(file).parent
