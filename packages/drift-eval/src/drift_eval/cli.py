@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -16,16 +18,18 @@ from rich.progress import Progress
 from drift_eval import report
 from drift_eval.comparing import compare_all
 from drift_eval.outcomes import Unscored
-from drift_eval.run import embedded_engine, evaluate, greedy
+from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
+from drift_rollout.engines.embedded import embedded_engine
 from drift_rollout.problems import load_problems
-from drift_rollout.prompts import TEMPLATES, PromptTemplate
+from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier, Verifier
+from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
+from drift_rollout.verify import VERIFIERS, Verifier
 from drift_weights.cli import option_words, refuse
-from drift_weights.folder import file_sha256, refuse_existing, write_folder
-from drift_weights.types import Malformed
+from drift_weights.folder import refuse_existing
+from drift_weights.types import Malformed, Trajectory
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,7 +56,7 @@ def score(
         trajectories: a trajectories folder, or a Parquet file with its schema; one dialogue a
             problem and policy.
         out: a folder for scores.json and accuracy.png; without it nothing is written.
-        size: N of the benchmark; problems that are missing count as wrong.
+        size: N of the benchmark; problems that are missing count as wrong, in the comparisons too.
         unscored: dialogues that ended in a timeout or an error: refuse them, count them as wrong, or
             omit them.
         malformed: whether unreadable answers are one value among the unique answers (count) or none
@@ -70,7 +74,7 @@ def run(
     out: Path,
     *,
     verifier: Literal["exact", "choice"] | Verifier = "exact",
-    template: str | PromptTemplate = "eval-math",
+    prompt: str | PromptTemplate = "eval-math",
     question: str = "problem",
     answer: str = "answer",
     max_turns: int = 5,
@@ -78,65 +82,59 @@ def run(
     feedback: str = FEEDBACK,
     revision: str | None = None,
     device: str = "auto",
-    overwrite: bool = False,
 ) -> None:
-    """Evaluate a model greedily on a file of problems, and score it.
+    """Evaluate a model greedily on a file of problems, and score it; a killed run goes on where it was.
 
-    Dialogues are kept even if some of them could not be scored; `drift-eval score` says how to go on.
+    Dialogues are kept even if some of them could not be scored: run again to sample those anew.
 
     Args:
-        problems: a JSONL or Parquet file.
-        model: a Hugging Face folder or Hub id.
-        out: a folder for trajectories/, scores.json and accuracy.png.
+        problems: a .jsonl or .parquet file with a question and an answer column.
+        model: a folder or Hub id of a causal language model with a chat template.
+        out: folder for the journal, trajectories/, scores.json and accuracy.png.
         verifier: exact, choice, or the import path of another.
-        template: one of the paper's prompts by name, or one of your own (user and system message).
-        question: the problems' column of questions.
-        answer: the problems' column of gold answers.
+        prompt: a template of D.7 by name, or one of your own with `user` and `system`.
+        question: column with the problem's text.
+        answer: column with the gold answer.
         max_turns: T ≥ 1.
         max_new_tokens: tokens a response at most, ≥ 1.
         feedback: f, the user message after a wrong answer.
-        revision: of a Hub id.
-        device: auto takes an accelerator if there is one.
-        overwrite: write into a folder that holds something.
+        revision: a commit, tag or branch of a Hub id.
+        device: cpu, cuda or auto, which takes an accelerator if there is one.
     """
-    refuse_existing(out, overwrite=overwrite)
-    judge, prompt = _verifier(verifier), _template(template)
+    template, judge = (
+        choose_template(prompt),
+        VERIFIERS[verifier] if isinstance(verifier, str) else verifier,
+    )
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
-    loaded = load_problems(problems, prompt, question=question, answer=answer, max_turns=max_turns)
-    engine = embedded_engine(model, revision=revision, device=device)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("dialogues", total=len(loaded.problems))
-        table = evaluate(
-            loaded.problems,
-            engine,
-            judge,
-            max_turns=max_turns,
-            max_new_tokens=max_new_tokens,
-            feedback=feedback,
-            on_progress=lambda finished, _: progress.update(task, completed=finished),
+    found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
+    _refuse_scores(out)
+    check_run(found, judge, config, out)
+    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
+    with (
+        closing(embedded_engine(model, revision=revision, device=device)) as engine,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task("dialogues", total=len(found.problems))
+
+        def on_finished(batch: Sequence[Trajectory]) -> None:
+            progress.advance(task, len(batch))
+
+        folder = rollout(
+            found, engine, judge, config, out, about=about, origin=origin, on_finished=on_finished
         )
-    engine.close()
-    made_from = {
-        "evaluation": {"model": model, "revision": revision, "policy": engine.policy},
-        "problems": {
-            "file": problems.name,
-            "sha256": file_sha256(problems),
-            "rows_repeated": loaded.repeated,
-        },
-        "prompt": asdict(prompt),
-        "protocol": asdict(config.protocol),
-        "sampling": asdict(config.sampling),
-        "verifier": judge.name,
-    }
-    write_folder(out / "trajectories", table, "trajectories", made_from, overwrite=overwrite)
-    _report(table, out, None, "refuse", "count")
+    _report(read_trajectories(folder), out, None, "refuse", "count")
+
+
+def _refuse_scores(out: Path) -> None:
+    if (out / report.SCORES_FILE).exists() and not (out / JOURNAL).is_file():
+        raise ValueError(f"{out} holds {report.SCORES_FILE} of no run of ours; choose another output")
 
 
 def _report(
     table: pa.Table, out: Path | None, size: int | None, unscored: Unscored, malformed: Malformed
 ) -> None:
     scores = score_policies(table, size=size, unscored=unscored, malformed=malformed)
-    comparisons = compare_all(table, unscored=unscored)
+    comparisons = compare_all(table, size=size, unscored=unscored)
     console = Console()
     console.print(report.score_table(scores))
     if comparisons.pairs:
@@ -146,17 +144,3 @@ def _report(
     if out is not None:
         report.write_report(out, scores, comparisons)
         console.print(f"wrote {out}", markup=False, highlight=False)
-
-
-def _verifier(chosen: Literal["exact", "choice"] | Verifier) -> Verifier:
-    if isinstance(chosen, str):
-        return ExactVerifier() if chosen == "exact" else ChoiceVerifier()
-    return chosen
-
-
-def _template(chosen: str | PromptTemplate) -> PromptTemplate:
-    if isinstance(chosen, PromptTemplate):
-        return chosen
-    if chosen not in TEMPLATES:
-        raise ValueError(f"template {chosen!r} is not one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[chosen]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import pyarrow as pa
 
 from drift_eval.intervals import (
@@ -27,6 +28,7 @@ class Comparison:
     second: str
     k: int
     problems: int
+    """N, with those of the benchmark that neither policy's table holds."""
     first_rate: Rate
     second_rate: Rate
     difference: Estimate
@@ -48,6 +50,7 @@ def compare(
     second: str,
     *,
     k: int | None = None,
+    size: int | None = None,
     unscored: Unscored = "refuse",
     seed: int = 0,
     confidence: float = CONFIDENCE,
@@ -59,24 +62,29 @@ def compare(
         first: a policy.
         second: another one.
         k: turns that count; by default the turn budget, which must then be the same for both.
+        size: N of the benchmark; problems that are missing count as wrong for both policies. By
+            default the problems that are there.
         unscored: as for `score`; policies that omit different problems cannot be paired.
         seed: of the bootstrap.
         confidence: of the intervals, in (0, 1).
 
     Raises:
         ValueError: as for `score`; a policy that is not there; problems or, without `k`, turn
-            budgets that differ.
+            budgets that differ; with a size, numbers of omitted dialogues that differ.
     """
     by_policy = {outcome.policy: outcome for outcome in outcomes(table, unscored=unscored)}
     for policy in (first, second):
         if policy not in by_policy:
             raise ValueError(f"policy {policy!r} is not in the table; it has {', '.join(by_policy)}")
-    return compare_outcomes(by_policy[first], by_policy[second], k=k, seed=seed, confidence=confidence)
+    return compare_outcomes(
+        by_policy[first], by_policy[second], k=k, size=size, seed=seed, confidence=confidence
+    )
 
 
 def compare_all(
     table: pa.Table,
     *,
+    size: int | None = None,
     unscored: Unscored = "refuse",
     seed: int = 0,
     confidence: float = CONFIDENCE,
@@ -87,12 +95,12 @@ def compare_all(
     """
     pairs, refused = [], []
     for first, second in combinations(outcomes(table, unscored=unscored), 2):
-        reason = _unpaired(first, second)
-        if reason is None:
-            k = min(first.max_turns, second.max_turns)
-            pairs.append(compare_outcomes(first, second, k=k, seed=seed, confidence=confidence))
-        else:
+        reason = _unpaired(first, second, size)
+        if reason is not None:
             refused.append(reason)
+            continue
+        k = min(first.max_turns, second.max_turns)
+        pairs.append(compare_outcomes(first, second, k=k, size=size, seed=seed, confidence=confidence))
     return Comparisons(pairs=tuple(pairs), refused=tuple(refused))
 
 
@@ -101,18 +109,20 @@ def compare_outcomes(
     second: Outcomes,
     *,
     k: int | None = None,
+    size: int | None = None,
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
     """As `compare`, from outcomes that are there already; they may come from two tables."""
-    reason = _unpaired(first, second)
+    reason = _unpaired(first, second, size)
     if reason is not None:
         raise ValueError(reason)
     turns = _common_turns(first, second, k)
-    first_N = first.solved_within(turns)
     place = {prompt_id: row for row, prompt_id in enumerate(second.prompt_ids)}
     order = [place[prompt_id] for prompt_id in first.prompt_ids]
-    second_N = second.solved_within(turns)[order]
+    missing = _missing(first, size)
+    first_N = np.pad(first.solved_within(turns), (0, missing))
+    second_N = np.pad(second.solved_within(turns)[order], (0, missing))
     problems = len(first_N)
     return Comparison(
         first=first.policy,
@@ -138,7 +148,17 @@ def _common_turns(first: Outcomes, second: Outcomes, k: int | None) -> int:
     return turns
 
 
-def _unpaired(first: Outcomes, second: Outcomes) -> str | None:
+def _missing(outcome: Outcomes, size: int | None) -> int:
+    """How many problems of the benchmark the table does not hold."""
+    if size is None:
+        return 0
+    there = len(outcome.prompt_ids) + outcome.omitted
+    if size < there:
+        raise ValueError(f"size must cover all {there} problems, got {size}")
+    return size - there
+
+
+def _unpaired(first: Outcomes, second: Outcomes, size: int | None) -> str | None:
     """Why two policies cannot be compared problem by problem; None if they can."""
     names = f"{first.policy!r} and {second.policy!r}"
     ours, theirs = set(first.prompt_ids), set(second.prompt_ids)
@@ -146,6 +166,11 @@ def _unpaired(first: Outcomes, second: Outcomes) -> str | None:
         return (
             f"{names} cannot be paired, their problems differ: {_some(ours - theirs)} only of the "
             f"first, {_some(theirs - ours)} only of the second; evaluate both on the same problems"
+        )
+    if size is not None and first.omitted != second.omitted:
+        return (
+            f"{names} omit {first.omitted} and {second.omitted} dialogues, so of {size} problems they do "
+            "not answer the same; count unscored dialogues as wrong, or compare without a size"
         )
     return f"{names} share one problem only; a paired test needs 2" if len(ours) < 2 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import pyarrow as pa
 
@@ -29,6 +30,8 @@ def evaluate(
 ) -> pa.Table:
     """Let a policy answer every problem greedily, with the feedback f after each wrong answer.
 
+    Everything stays in memory; `drift-eval run` keeps each dialogue on disk as it finishes.
+
     Args:
         problems: a benchmark, or distinct problems with targets.
         engine: the policy.
@@ -53,10 +56,11 @@ def evaluate(
         raise ValueError("no problems to evaluate on")
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
     finished = {}
-    for trajectory in sample(problems, engine, verifier, config):
-        finished[trajectory.prompt_id] = trajectory
-        if on_progress is not None:
-            on_progress(len(finished), len(problems))
+    with closing(sample(problems, engine, verifier, config)) as stream:
+        for trajectory in stream:
+            finished[trajectory.prompt_id] = trajectory
+            if on_progress is not None:
+                on_progress(len(finished), len(problems))
     return to_table(finished[problem.prompt_id] for problem in problems)
 
 
@@ -71,20 +75,6 @@ def greedy(*, max_turns: int = 5, max_new_tokens: int = 512, feedback: str = FEE
         protocol=Protocol(max_turns=max_turns, feedback=feedback),
         sampling=Sampling(temperature=0.0, max_new_tokens=max_new_tokens),
     )
-
-
-def embedded_engine(model: str, *, revision: str | None = None, device: str = "auto") -> Engine:
-    """The transformers engine on a folder or Hub id.
-
-    Raises:
-        ValueError: transformers or torch is not installed; the message says how to get them.
-    """
-    # Torch takes seconds to import, and scoring a table must work without it.
-    try:
-        from drift_rollout.engines.transformers import TransformersEngine
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}; install drift-rollout[transformers]") from error
-    return TransformersEngine(model, revision=revision, device=device)
 
 
 def _check_verifier(benchmark: Benchmark, verifier: Verifier) -> None:

@@ -69,8 +69,9 @@ def rollout(
     manifest = {
         "rollout": {**fixed, "samples": config.samples},
         "problems": {"count": len(problems.problems), "repeated": problems.repeated},
-        "origin": dict(origin or {}),
     }
+    if origin:
+        manifest["origin"] = dict(origin)
     return write_folder(out / "trajectories", table, "trajectories", manifest, overwrite=True)
 
 
@@ -83,10 +84,10 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
     """
     check_targets(problems.problems, verifier)
     folder = out / "trajectories"
-    if not is_folder(folder):
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (out / JOURNAL).is_file():
-        raise ValueError(f"{folder} is there without {JOURNAL}, so it is of no run; choose another output")
+    if not is_folder(folder) or not (out / JOURNAL).is_file():
+        raise ValueError(f"{folder} is there, and {out} holds no run that made it; choose another output")
     wanted = {problem.prompt_id for problem in problems.problems}
     before = _sampled(folder)
     kept = sum(prompt_id in wanted and sample < config.samples for prompt_id, sample in before)

@@ -1,5 +1,6 @@
 """Weighted supervised fine-tuning on terminal turns (DRIFT)."""
 
+from drift_train.checkpoint import LastCheckpoint
 from drift_train.data import WeightedDataModule, split
 from drift_train.encode import Encoded, Example, encode
 from drift_train.export import export, load_policy
@@ -12,6 +13,7 @@ __all__ = [
     "BatchPlan",
     "Encoded",
     "Example",
+    "LastCheckpoint",
     "MicroBatch",
     "StepBatch",
     "WeightedDataModule",

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from drift_train.checkpoint import LastCheckpoint
 from drift_train.data import WeightedDataModule
-from drift_train.export import export
+from drift_train.export import export, open_checkpoint
 from drift_train.module import WeightedSFT
-from drift_weights.cli import refuse
+from drift_weights.cli import option_words, refuse
 
+COMMANDS = {
+    "fit": "train a policy on weighted turns",
+    "validate": "weighted loss and token accuracy on the held-out prompts",
+    "export": "write a checkpoint as a Hugging Face folder",
+}
 MAX_STEPS = 200
 """Optimizer steps of a run (D.2)."""
 _LOGGER = {
@@ -32,6 +39,15 @@ class StepProgressBar(RichProgressBar):
         return "Training"
 
 
+class KeepConfig(SaveConfigCallback):
+    """Writes the configuration beside the logs; without a logger it would land in the working folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, once."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with the two commands that make sense here, and one place for the model."""
 
@@ -40,14 +56,28 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.model", "data.model")
         parser.link_arguments("model.revision", "data.model_revision")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuse a bad checkpoint before Lightning reads its settings."""
+        super().parse_arguments(parser, args)
+        checkpoint = self.config[self.config.subcommand].ckpt_path
+        if checkpoint is not None:
+            open_checkpoint(Path(checkpoint))
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our bar in the place of Lightning's own if there is one."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """The trainer, with our bar in the place of Lightning's own, and a last.ckpt."""
+        settings = self.config_init[self.subcommand].trainer
+        callbacks: list[Any] = settings.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        if self.subcommand == "fit" and settings.enable_checkpointing is not False and not keeps:
+            callbacks = [*callbacks, LastCheckpoint()]
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        _refuse_old_logs(trainer)
         # Lightning sets the attribute from a helper, out of a type checker's sight.
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for place, callback in enumerate(callbacks):
+        chosen: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for place, callback in enumerate(chosen):
             if type(callback) is RichProgressBar:
-                callbacks[place] = StepProgressBar()
+                chosen[place] = StepProgressBar()
         return trainer
 
     @staticmethod
@@ -63,11 +93,24 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of drift-train; a user's mistake is one line and exit code 2."""
     words = sys.argv[1:] if args is None else args
     try:
-        if words[:1] == ["export"]:
-            auto_cli(export_command, args=words[1:], as_positional=True, prog="drift-train export")
-        else:
-            run_lightning(args)
-    except (ValueError, OSError, MisconfigurationException) as error:
+        match words:
+            case ["-h" | "--help", *_]:
+                sys.stdout.write(_help())
+            case ["export", *rest]:
+                rest = option_words(rest, flags={"overwrite"})
+                auto_cli(
+                    export_command,
+                    args=rest,
+                    as_positional=True,
+                    prog="drift-train export",
+                    exit_on_error=False,
+                )
+            case [word, *_] if word in COMMANDS or word.startswith("-"):
+                run_lightning(args)
+            case _:
+                found = f"there is no command {words[0]!r}" if words else "a command is needed"
+                raise ValueError(f"{found}: {', '.join(COMMANDS)}; see drift-train --help")
+    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
         refuse(error)
 
 
@@ -77,23 +120,45 @@ def run_lightning(args: list[str] | None) -> TrainCLI:
         WeightedSFT,
         WeightedDataModule,
         args=args,
+        save_config_callback=KeepConfig,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         trainer_defaults={"max_steps": MAX_STEPS, "logger": _LOGGER, "log_every_n_steps": 1},
-        parser_kwargs={
-            "prog": "drift-train",
-            "description": "Weighted supervised fine-tuning on terminal turns.",
-            "epilog": "drift-train export CHECKPOINT OUT writes a Hugging Face folder.",
-        },
+        parser_kwargs={"prog": "drift-train", "exit_on_error": False},
     )
 
 
-def export_command(checkpoint: Path, out: Path) -> None:
+def export_command(checkpoint: Path, out: Path, *, overwrite: bool = False) -> None:
     """Write a checkpoint as a Hugging Face folder.
 
     Args:
         checkpoint: a Lightning checkpoint file of a fit.
-        out: the folder to make; it must not exist, or be empty.
+        out: the folder to make; it must not exist, or be empty, unless --overwrite.
+        overwrite: replace the policy in `out`; never anything but a folder with a config.json.
     """
-    sys.stdout.write(f"wrote {export(checkpoint, out)}\n")
+    sys.stdout.write(f"wrote {export(checkpoint, out, overwrite=overwrite)}\n")
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: drift-train COMMAND ...",
+            "",
+            "Weighted supervised fine-tuning on terminal turns.",
+            "",
+            *lines,
+            "",
+            "drift-train COMMAND --help lists what a command takes.",
+            "",
+        ]
+    )
+
+
+def _refuse_old_logs(trainer: Trainer) -> None:
+    """Two runs in one folder would leave logs of the one and a configuration of the other."""
+    if trainer.is_global_zero and trainer.loggers and trainer.log_dir:
+        config = Path(trainer.log_dir) / "config.yaml"
+        if config.is_file():
+            raise FileExistsError(f"{config} is of another run; choose another version for trainer.logger")

@@ -97,14 +97,7 @@ def encode(
     Source: sec. 4.2 (terminal retention), eq. 15.
     """
     require_columns(table, source)
-    reader = _Reader(
-        vocab_size=vocab_size,
-        supervise=supervise,
-        renderer=ChatRenderer(tokenizer) if tokenizer is not None and holds_text(table) else None,
-        tokenizer=tokenizer_fingerprint(tokenizer)
-        if tokenizer is not None and names_tokenizer(table)
-        else None,
-    )
+    reader = _reader(table, vocab_size, tokenizer, supervise)
     keys = _Keys()
     examples, long_rows = [], []
     for number, row in enumerate(each_row(table)):
@@ -164,6 +157,18 @@ class _Reader:
             sample=number if row.get("sample") is None else _whole(row["sample"], "sample"),
             row=number,
         )
+
+
+def _reader(table: pa.Table, vocab_size: int, tokenizer: Any, supervise: Supervise) -> _Reader:
+    """Ask of the tokenizer only what the table needs: it may have no chat template."""
+    renders = tokenizer is not None and holds_text(table)
+    compares = tokenizer is not None and names_tokenizer(table)
+    return _Reader(
+        vocab_size=vocab_size,
+        supervise=supervise,
+        renderer=ChatRenderer(tokenizer) if renders else None,
+        tokenizer=tokenizer_fingerprint(tokenizer) if compares else None,
+    )
 
 
 class _Keys:

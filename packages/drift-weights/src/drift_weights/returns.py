@@ -119,4 +119,4 @@ def _column(name: str, values: ArrayLike, rows: int | None) -> NDArray[np.generi
 def _refuse(bad_N: NDArray[np.bool_], name: str, values: ArrayLike, rule: str) -> None:
     if bad_N.any():
         row = int(np.argmax(bad_N))
-        raise ValueError(f"row {row}: {name} {rule}, got {np.asarray(values)[row]}")
+        raise ValueError(f"row {row}: {name} {rule}, got {np.asarray(values)[row]}; fix or drop its group")
