@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift_eval.cli import main
+from drift_rollout.engine import Completion, Request, ScriptedEngine
 from drift_weights.folder import read_folder, write_folder
 from drift_weights.schema import from_table, to_table
 from eval.dialogues import policy_rows, policy_table
@@ -29,13 +30,21 @@ def folder(path: Path, table: pa.Table = TABLE) -> Path:
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a user's mistake prints."""
+    said = stopped(arguments, capsys)
+    assert said.count("\n") == 1
+    return said
+
+
+def stopped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a refused run prints to standard error: perhaps progress, then one line."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
-    captured = capsys.readouterr()
     assert exit_.value.code == 2
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+    progress, found, line = capsys.readouterr().err.rpartition("error: ")
+    assert found
+    assert line.count("\n") == 1
+    return progress + found + line
 
 
 def test_score_prints_policies_and_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,10 +97,13 @@ def test_unscored_rows_need_a_word(tmp_path: Path, capsys: pytest.CaptureFixture
         (["score", "foreign.parquet"], "'turns' is missing"),
         (["score", "."], "drift.json"),
         (["score", "missing", "--unscored", "perhaps"], "unscored"),
-        (["run", "rows.jsonl", "model", "out", "--template", "mine"], "template 'mine' is not one of"),
+        (["run", "rows.jsonl", "model", "out", "--prompt", "mine"], "prompt 'mine' is no template"),
         (["run", "rows.jsonl", "model", "out", "--question", "q"], "field 'q' is missing"),
         (["run", "torn.jsonl", "model", "out"], "torn.jsonl, line 1"),
-        (["run", "rows.jsonl", "model", "."], "--overwrite"),
+        (["run", "rows.jsonl", "model", "scored"], "scores.json of no run"),
+        (["run", "rows.jsonl", "model", "taken"], "holds no run that made it"),
+        (["run", "rows.jsonl", "model", "out", "--verifier", "choice"], "one letter A-J, got '2'"),
+        (["run", "rows.jsonl", "model", "out", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["run", "rows.jsonl", "model", "out", "--max_turns", "0"], "max_turns must be at least 1"),
         (["run", "rows.jsonl", "model", "out", "--verifier", "mine"], "verifier"),
     ],
@@ -107,11 +119,84 @@ def test_mistakes_are_one_line(
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     (tmp_path / "rows.txt").write_text("rows")
     (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    for name in ("scored/scores.json", "taken/trajectories/notes"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
     (tmp_path / "torn.jsonl").write_text('{"problem": "1 + 1", "ans')
     pq.write_table(pa.table({"policy": ["a"]}), tmp_path / "foreign.parquet")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = sorted(tmp_path.rglob("*"))
     assert message in refused(arguments, capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_size_counts_in_comparisons_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["score", str(folder(tmp_path / "in")), "--size", "8", "--out", str(out)])
+    assert "25.0 : 37.5" in capsys.readouterr().out
+    content = json.loads((out / "scores.json").read_text())
+    (pair,) = content["comparisons"]
+    assert (pair["problems"], pair["difference"]["value"]) == (8, -0.125)
+    shares = [one["multi_at"][2]["value"] for one in content["policies"]]
+    assert [pair["first_rate"]["value"], pair["second_rate"]["value"]] == shares
+
+
+class DiedError(Exception):
+    """Stands for a run that is killed."""
+
+
+def dying(calls: int, *, failing: str = "") -> ScriptedEngine:
+    """Answers 7 to everything, fails where the prompt holds `failing`, and dies after so many calls."""
+    left = [calls]
+
+    def script(request: Request) -> Completion:
+        if left[0] == 0:
+            raise DiedError
+        left[0] -= 1
+        if failing and failing in request.messages[-1].content:
+            return Completion(id=request.id, text="", finish_reason="error", error="out of memory")
+        return Completion(id=request.id, text="<answer> 7 </answer>")
+
+    return ScriptedEngine(script, batch=1)
+
+
+@pytest.fixture
+def sevens(tmp_path: Path) -> Path:
+    """Five problems whose answer is 7."""
+    file = tmp_path / "sevens.jsonl"
+    file.write_text(
+        "".join(json.dumps({"problem": f"{i} + {7 - i}", "answer": 7}) + "\n" for i in range(5))
+    )
+    return file
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    sevens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = [dying(3), dying(-1), dying(-1)]
+    used = iter(engines)
+    monkeypatch.setattr("drift_eval.cli.embedded_engine", lambda model, **_: next(used))
+    arguments = ["run", str(sevens), "model", str(tmp_path / "out")]
+    with pytest.raises(DiedError):
+        main(arguments)
+    assert not (tmp_path / "out/trajectories").exists()
+    main(arguments)
+    assert len(engines[1].requests) == 5 - 3
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["policies"][0]["acc_at_1"]["successes"] == 5
+    assert "'max_turns': 2" in stopped([*arguments, "--max_turns", "2"], capsys)
+
+
+def test_dialogues_that_failed_are_said_and_sampled_again(
+    sevens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = iter([dying(-1, failing="3 + 4"), dying(-1)])
+    monkeypatch.setattr("drift_eval.cli.embedded_engine", lambda model, **_: next(engines))
+    arguments = ["run", str(sevens), "model", str(tmp_path / "out")]
+    said = stopped(arguments, capsys)
+    assert "1 of 5 dialogues ended unscored; run again" in said
+    assert read_folder(tmp_path / "out/trajectories", "trajectories")[0].num_rows == 5
+    main(arguments)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["policies"][0]["unscored"] == 0
 
 
 def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +213,7 @@ def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
                 "problems": str(file),
                 "model": str(model),
                 "out": str(tmp_path / "out"),
-                "template": {"user": "Problem: {problem}", "system": None},
+                "prompt": {"user": "Problem: {problem}", "system": None},
                 "question": "q",
                 "answer": "gold",
             }
@@ -138,10 +223,13 @@ def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "multi@2" in capsys.readouterr().out
     table, manifest = read_folder(tmp_path / "out/trajectories", "trajectories")
     trajectories = list(from_table(table))
-    assert [row.prompt[0].content for row in trajectories] == [f"Problem: what is {i}?" for i in range(3)]
-    assert {row.policy for row in trajectories} == {manifest["evaluation"]["policy"]}
-    assert manifest["problems"]["rows_repeated"] == 1
-    assert (manifest["verifier"], manifest["sampling"]["temperature"]) == ("exact/1", 0.0)
+    assert {row.prompt[0].content for row in trajectories} == {f"Problem: what is {i}?" for i in range(3)}
+    made = manifest["rollout"]
+    assert {row.policy for row in trajectories} == {made["policy"]}
+    assert manifest["problems"] == {"count": 3, "repeated": 1}
+    assert (made["verifier"], made["sampling"]["temperature"], made["samples"]) == ("exact/1", 0.0, 1)
+    assert made["prompt"] == {"user": "Problem: {problem}", "system": None}
+    assert (manifest["origin"]["model"], manifest["origin"]["problems"]["name"]) == (str(model), file.name)
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert (scores["policies"][0]["problems"], scores["policies"][0]["max_turns"]) == (3, 2)
     assert (tmp_path / "out/accuracy.png").is_file()

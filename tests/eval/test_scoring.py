@@ -168,6 +168,33 @@ def test_comparison_pairs_by_problem_not_by_row(
     assert found.difference.low - 1e-12 <= found.difference.value <= found.difference.high + 1e-12
 
 
+def test_missing_problems_are_wrong_for_both() -> None:
+    """As if both policies had failed on as many problems more."""
+    first, second = ["c", "wc", "ww"], ["ww", "wc", "c"]
+    cut = to_table([*policy_rows("a", first, max_turns=2), *policy_rows("b", second[:3], max_turns=2)])
+    whole = to_table(
+        [
+            *policy_rows("a", [*first, "ww", "ww"], max_turns=2),
+            *policy_rows("b", [*second, "ww", "ww"], max_turns=2),
+        ]
+    )
+    assert compare(cut, "a", "b", size=5) == compare(whole, "a", "b")
+    assert compare_all(cut, size=5) == compare_all(whole)
+    with pytest.raises(ValueError, match="size must cover all 3 problems, got 2"):
+        compare(cut, "a", "b", size=2)
+
+
+def test_a_size_needs_equally_many_omitted() -> None:
+    rows = [*policy_rows("a", ["c", "w", "t"], max_turns=1), *policy_rows("b", ["c", "c"], max_turns=1)]
+    table = to_table(rows)
+    assert compare(table, "a", "b", unscored="omit").problems == 2
+    with pytest.raises(ValueError, match="omit 1 and 0 dialogues"):
+        compare(table, "a", "b", size=6, unscored="omit")
+    also = to_table([*rows, dialogue("t", policy="b", prompt_id="p2", max_turns=1)])
+    found = compare(also, "a", "b", size=6, unscored="omit")
+    assert [found.problems] == [one.problems for one in score(also, size=6, unscored="omit")[:1]]
+
+
 def test_default_k_is_the_common_budget() -> None:
     rows = [*policy_rows("a", ["wwc", "c"], max_turns=3), *policy_rows("b", ["www", "c"], max_turns=3)]
     assert compare(to_table(rows), "a", "b").k == 3

@@ -1,11 +1,16 @@
 """drift-rollout sample as a user runs it, on a tiny model of our own."""
 
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from drift_rollout import Completion, ScriptedEngine
 from drift_rollout.cli import main
+from drift_rollout.engine import Request
 from drift_weights import from_table, read_folder
 from tiny import bpe_tokenizer, save_policy, tiny_model
 
@@ -82,6 +87,86 @@ def test_a_file_and_a_prompt_of_ones_own(
     assert {t.max_turns for t in made} == {1}
 
 
+def test_unscored_dialogues_are_said(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of six fail at first; run again, they are sampled, and nothing else is."""
+    asked = []
+
+    def engine(model: str, *, revision: str | None, device: str) -> ScriptedEngine:
+        def script(request: Request) -> Completion:
+            asked.append(request.id)
+            if len(asked) in (2, 5):
+                return Completion(id=request.id, text="", finish_reason="error", error="out of memory")
+            return Completion(id=request.id, text="no answer")
+
+        return ScriptedEngine(script)
+
+    monkeypatch.setattr("drift_rollout.cli.embedded_engine", engine)
+    arguments = ["sample", str(problems), "model", str(tmp_path / "run"), "--samples", "2"]
+    arguments += ["--protocol.max_turns", "1"]
+    main(arguments)
+    *_, unscored, closing = capsys.readouterr().out.splitlines()
+    assert unscored == "2 dialogues ended unscored; run again to sample them anew"
+    assert closing.startswith("wrote ")
+    main(arguments)
+    assert len(asked) == 6 + 2
+    assert "ended unscored" not in capsys.readouterr().out
+
+
+def test_the_manifest_says_what_was_sampled(problems: Path, model: Path, tmp_path: Path) -> None:
+    main(["sample", str(problems), str(model), str(tmp_path / "run"), "--samples", "1", *SMALL])
+    _, manifest = read_folder(tmp_path / "run" / "trajectories", "trajectories")
+    digest = hashlib.sha256(problems.read_bytes()).hexdigest()
+    assert manifest["origin"] == {
+        "model": str(model),
+        "revision": None,
+        "problems": {"name": "problems.jsonl", "sha256": digest},
+    }
+
+
+def test_the_revision_reaches_the_engine(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def engine(model: str, *, revision: str | None, device: str) -> ScriptedEngine:
+        seen.append((model, revision, device))
+        return ScriptedEngine(lambda request: Completion(id=request.id, text=""))
+
+    monkeypatch.setattr("drift_rollout.cli.embedded_engine", engine)
+    main(["sample", str(problems), "a/b", str(tmp_path / "run"), "--revision", "v2", "--device", "cpu"])
+    assert seen == [("a/b", "v2", "cpu")]
+
+
+WITHOUT_TORCH = """
+import sys
+
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+sys.meta_path.insert(0, NoTorch())
+from {cli} import main
+main({arguments})
+"""
+
+
+@pytest.mark.parametrize(("cli", "command"), [("drift_rollout.cli", "sample"), ("drift_eval.cli", "run")])
+def test_without_torch_it_says_what_to_install(
+    problems: Path, tmp_path: Path, cli: str, command: str
+) -> None:
+    script = WITHOUT_TORCH.format(cli=cli, arguments=[command, str(problems), "model", str(tmp_path / "o")])
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith("install drift-rollout[transformers]\n")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -90,6 +175,10 @@ def test_a_file_and_a_prompt_of_ones_own(
         (["--sampling.temperature", "-1"], "temperature must not be negative"),
         (["--question", "q"], "field 'q' is missing"),
         (["--verifier", "hope"], "verifier"),
+        (["--verifier", "choice"], "the target of a choice must be one letter A-J, got '1'"),
+        (["--verifier", "choice", "--dry-run"], "the target of a choice must be one letter"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,52 @@ with Journal(Path({path!r}), {{}}) as journal:
 """
 
 
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """The second is refused at once, before it samples anything; the first goes on undisturbed."""
+    second = engine()
+    problems = problem_set(PROBLEMS, source="here")
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"another run is writing to .*journal\.sqlite"):
+            rollout(problems, second, ExactVerifier(), CONFIG, tmp_path)
+        assert time.monotonic() - start < 5
+        assert second.requests == []
+        sample_to_journal(journal, PROBLEMS, engine(), ExactVerifier(), CONFIG)
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        assert len(journal.scored_keys()) == 21
+
+
+def test_a_refused_opener_leaves_the_file_free(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", {"seed": 1}).close()
+    with pytest.raises(ValueError, match="another configuration"):
+        Journal(tmp_path / "j", {"seed": 2})
+    Journal(tmp_path / "j", {"seed": 1}).close()
+
+
+@pytest.mark.parametrize("foreign", ["text", "table", "folder"])
+def test_what_is_no_journal_is_named(tmp_path: Path, foreign: str) -> None:
+    path = tmp_path / "j.sqlite"
+    if foreign == "text":
+        path.write_text("not a database " * 100)
+    elif foreign == "folder":
+        path.mkdir()
+    else:
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("CREATE TABLE run (other TEXT)")
+    with pytest.raises(ValueError, match=r"j\.sqlite: .*is it a journal of ours"):
+        Journal(path, {})
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    trajectories = list(sample(PROBLEMS, engine(), ExactVerifier(), CONFIG))
+    with Journal(tmp_path / "j", {}) as journal:
+        journal.add(trajectories[:2])
+        journal._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(ValueError, match=r"j: database or disk is full"):
+            journal.add(trajectories[2:])
+        assert len(journal.scored_keys()) == 2
+
+
 def test_kill_9_loses_no_committed_trajectory(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     script = SCRIPT.format(here=str(Path(__file__).parent), path=str(path))
@@ -131,6 +179,8 @@ def test_kill_9_loses_no_committed_trajectory(tmp_path: Path) -> None:
         if line.strip() == "ready":
             break
         reported.append(line.split())
+    with pytest.raises(ValueError, match=f"another run is writing to {path}"):
+        Journal(path, {})
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

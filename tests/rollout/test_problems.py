@@ -8,8 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drift_rollout.problems import load_metamath, load_problems, make_problem, metamath_math, problem_set
+from drift_rollout.problems import (
+    check_targets,
+    load_metamath,
+    load_problems,
+    make_problem,
+    metamath_math,
+    problem_set,
+)
 from drift_rollout.prompts import PromptTemplate
+from drift_rollout.verify import ChoiceVerifier
 from drift_weights import Message
 
 BARE = PromptTemplate(system=None, user="{problem}")
@@ -51,6 +59,7 @@ def test_contradicting_golds_are_refused() -> None:
         ('{"problem": "x", "answer": ', "line 2: not valid JSON"),
         ('{"problem": "x"}', "row 1: field 'answer' is missing or empty"),
         ('{"problem": "", "answer": "1"}', "row 1: field 'problem' is missing or empty"),
+        ('{"problem": "x", "answer": " \\t"}', "row 1: field 'answer' is missing or empty"),
         ("[1]", "line 2: expected a JSON object"),
     ],
 )
@@ -59,6 +68,34 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as error:
         load_problems(path, BARE)
     assert str(path) in str(error.value)
+
+
+def test_whole_numbers_of_a_float_column_are_integers(tmp_path: Path) -> None:
+    rows = {"problem": ["a", "b", "c", "d"], "answer": [18.0, 0.5, -0.0, 1e20]}
+    pq.write_table(pa.table(rows), tmp_path / "p.parquet")
+    found = load_problems(tmp_path / "p.parquet", BARE)
+    assert [p.target for p in found.problems] == ["18", "0.5", "0", "1" + 20 * "0"]
+    assert load_problems(
+        write(tmp_path / "p.jsonl", '{"problem": "a", "answer": 18.0}'), BARE
+    ).problems == (found.problems[0],)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_golds_that_are_no_number_are_refused(tmp_path: Path, value: float) -> None:
+    pq.write_table(pa.table({"problem": ["a", "b"], "answer": [1.0, value]}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=rf"p.parquet, row 1: field 'answer' is {value}"):
+        load_problems(tmp_path / "p.parquet", BARE)
+
+
+def test_golds_are_held_against_the_verifier_all_at_once() -> None:
+    golds = ["A", "b", "(C)", "7", None]
+    many = [make_problem((Message(role="user", content=f"q{n}"),), gold) for n, gold in enumerate(golds)]
+    check_targets([many[0], many[2]], ChoiceVerifier())
+    with pytest.raises(ValueError, match="3 problems cannot be judged by choice/1") as error:
+        check_targets(many, ChoiceVerifier())
+    said = str(error.value)
+    assert [problem.prompt_id in said for problem in many] == [False, True, False, True, True]
+    assert all(words in said for words in ("got 'b'", "got '7'", "has no target"))
 
 
 def test_metamath_keeps_math_rows_and_reads_the_gold() -> None:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_rollout import Completion, ExactVerifier, RolloutConfig, ScriptedEngine, make_problem, sample
+from drift_rollout import (
+    ChoiceVerifier,
+    Completion,
+    ExactVerifier,
+    RolloutConfig,
+    ScriptedEngine,
+    make_problem,
+    sample,
+)
 from drift_rollout.engine import Request, Sampling, turn_seed
 from drift_rollout.protocol import FEEDBACK, Protocol
 from drift_rollout.rendering import ChatRenderer
@@ -224,6 +232,45 @@ def test_problems_that_cannot_be_sampled_are_refused() -> None:
                 [make_problem(problem().messages, None)], ScriptedEngine(engine._script), ExactVerifier()
             )
         )
+
+
+def test_every_problem_is_checked_before_the_first_request() -> None:
+    """The bad one comes last, far behind what the engine would take at once."""
+    tokenizer = bpe_tokenizer()
+    good = [problem(str(n)) for n in range(30)]
+    for bad, verifier, says in [
+        (problem("x" * 500), ExactVerifier(), "1 prompts leave no room"),
+        (problem("what", " "), ExactVerifier(), "must not be blank"),
+        (problem("0", "B"), ChoiceVerifier(), "30 problems cannot be judged by choice/1"),
+        (good[0], ExactVerifier(), "appears twice"),
+    ]:
+        engine = ScriptedEngine(
+            speaking(tokenizer, [END], ["3"]), tokenizer=tokenizer, context_length=300, concurrency=2
+        )
+        with pytest.raises(ValueError, match=says):
+            list(sample([*good, bad], engine, verifier))
+        assert engine.requests == []
+
+
+def test_what_is_done_needs_no_room() -> None:
+    """A journal's problems are not sampled again, so a smaller context does not stop the others."""
+    tokenizer = bpe_tokenizer()
+    long = problem("x" * 500)
+    engine = ScriptedEngine(speaking(tokenizer, [END], ["3"]), tokenizer=tokenizer, context_length=300)
+    config = RolloutConfig(samples=1)
+    done = {(long.prompt_id, 0, "scripted", 0)}
+    assert len(list(sample([long, problem()], engine, ExactVerifier(), config, done=done))) == 1
+
+
+def test_an_engine_that_goes_idle_is_an_error() -> None:
+    class Forgetful(ScriptedEngine):
+        def poll(self, timeout: float | None = None) -> list[Completion]:
+            self._queue.clear()
+            return []
+
+    engine = Forgetful(lambda r: Completion(id=r.id, text=""))
+    with pytest.raises(RuntimeError, match="returned nothing while 16 requests are pending"):
+        list(sample([problem()], engine, ExactVerifier()))
 
 
 def test_a_template_is_needed() -> None:

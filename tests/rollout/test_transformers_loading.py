@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonargparse
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drift_rollout.engine import Request, Sampling
+from drift_rollout.engines import transformers as transformers_engine
+from drift_rollout.engines.fingerprint import folder_weights
 from drift_rollout.engines.transformers import TransformersEngine
 from tiny import bpe_tokenizer, save_policy, tiny_model
 
@@ -87,6 +91,64 @@ def test_policy_names_weights_and_template_wherever_they_lie(change: str, tmp_pa
             tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant: ")
         other = save_policy(tmp_path / "other", tokenizer, model)
     assert (policy(first) == policy(other)) == (change == "copied")
+
+
+def test_a_hub_model_has_one_name_from_its_first_use_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's folder holds the configuration alone until loading brings the weights."""
+    source = save_policy(tmp_path / "source", bpe_tokenizer(), tiny_model())
+    expected = TransformersEngine(source, device="cpu").policy
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    shutil.copy(source / "config.json", cache)
+
+    def config_of(name: str, file: str, **_: Any) -> str:
+        assert (name, file) == ("some/model", "config.json")
+        return str(cache / file)
+
+    def loading(load: Any) -> Any:
+        def load_from_cache(name: str, **options: Any) -> Any:
+            assert name == "some/model"
+            shutil.copytree(source, cache, dirs_exist_ok=True)
+            return load(cache, **options)
+
+        return load_from_cache
+
+    def only_tokenizer(name: str, **_: Any) -> Any:
+        return AutoTokenizer.from_pretrained(source)
+
+    monkeypatch.setattr(transformers_engine, "cached_file", config_of)
+    monkeypatch.setattr(
+        transformers_engine,
+        "AutoModelForCausalLM",
+        SimpleNamespace(from_pretrained=loading(AutoModelForCausalLM.from_pretrained)),
+    )
+    monkeypatch.setattr(
+        transformers_engine, "AutoTokenizer", SimpleNamespace(from_pretrained=only_tokenizer)
+    )
+    for _ in ("cold", "warm"):
+        assert TransformersEngine("some/model", device="cpu").policy == expected
+
+
+def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    tiny_model().save_pretrained(folder, max_shard_size="100KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    before = folder_weights(folder)
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights, which transformers does not load")
+    assert folder_weights(folder) == before
+    shards[0].write_bytes(shards[0].read_bytes() + b"x")
+    assert folder_weights(folder) != before
+    shards[-1].unlink()
+    with pytest.raises(ValueError, match=rf"{shards[-1].name} \(1 in all\) not there"):
+        folder_weights(folder)
+
+
+def test_no_weight_file_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"half of a policy")
+    assert folder_weights(tmp_path) is None
 
 
 def test_policy_of_a_loaded_model() -> None:

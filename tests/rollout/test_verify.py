@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier, extract_answer
+from drift_rollout.verify import ChoiceVerifier, ExactVerifier, Verifier, extract_answer
 
 TAGS = ["<answer>", "</answer>", "<think>", "</think>", "7"]
 # Orders of one of each, so that well-formed and almost well-formed responses are common; and any mixture.
@@ -62,6 +62,8 @@ def test_only_one_answer_behind_all_thinking_is_ever_read(pieces: list[str]) -> 
         ("\\frac{1}{2}", "\\FRAC {1} {2}", "correct", "\\frac{1}{2}"),
         ("-3", "3", "wrong", "-3"),
         ("", "3", "wrong", ""),
+        ("", "", "wrong", ""),
+        (" ", " \n", "wrong", ""),
     ],
 )
 def test_exact(answer: str, target: str, verdict: str, canonical: str) -> None:
@@ -86,6 +88,22 @@ def test_choice_never_picks_a_letter_out_of_prose(answer: str) -> None:
 def test_choice_refuses_a_gold_that_is_no_letter() -> None:
     with pytest.raises(ValueError, match="one letter"):
         ChoiceVerifier().verify("<answer>B</answer>", "17")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "good", "bad"),
+    [
+        (ExactVerifier(), ["3", " x "], ["", " \n\t"]),
+        (ChoiceVerifier(), ["B", " (C). "], ["", "b", "AB", "7"]),
+    ],
+)
+def test_targets_are_checked_by_themselves(verifier: Verifier, good: list[str], bad: list[str]) -> None:
+    for target in good:
+        verifier.check_target(target)
+    for target in bad:
+        with pytest.raises(ValueError, match="the target") as error:
+            verifier.check_target(target)
+        assert repr(target) in str(error.value)
 
 
 @pytest.mark.parametrize("verifier", [ExactVerifier(), ChoiceVerifier()])

@@ -19,6 +19,8 @@ from drift_weights import write_folder
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import random_rows, weighted_table
 
+CONFIG = ["--config", "fit.yaml"]
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,7 +56,8 @@ def test_fit_then_validate_then_export(project: Path, capsys: pytest.CaptureFixt
     assert [row["step"] for row in rows if row["loss"]] == ["0", "1", "2"]
     val_loss = float(rows[-1]["val_loss"])
 
-    (checkpoint,) = project.glob("runs/version_0/checkpoints/*.ckpt")
+    (checkpoint,) = project.glob("runs/version_0/checkpoints/*")
+    assert checkpoint.name == "last.ckpt"
     main(["validate", "--config", "fit.yaml", "--ckpt_path", str(checkpoint)])
     shown = capsys.readouterr().out
     printed = float(re.search(r"val_loss\D+([\d.]+)", shown)[1])
@@ -84,26 +87,109 @@ def test_print_config_shows_the_papers_defaults(project: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "--config", "fit.yaml", "--model.learning_rate=-1"], "learning_rate must be > 0"),
-        (["fit", "--config", "fit.yaml", "--data.path=nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        (["fit", "--config", "fit.yaml", "--data.max_length=3"], "longer than 3 tokens"),
-        (["validate", "--config", "fit.yaml", "--data.val_share=0"], "set data.val_share"),
+        (["fit", *CONFIG, "--model.learning_rate=-1"], "learning_rate must be > 0"),
+        (["fit", *CONFIG, "--data.path=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["fit", *CONFIG, "--data.max_length=3"], "longer than 3 tokens"),
+        (["fit", *CONFIG, "--nonsense=3"], "--nonsense"),
+        (["fit", *CONFIG, "--trainer.max_steps=many"], "trainer.max_steps"),
+        (["fit", *CONFIG, "--model.schedule=warmup_stable_decay"], "constant_with_warmup"),
+        (["fit", *CONFIG, "--trainer.accelerator=tpu"], "torch_xla"),
+        (["fit", *CONFIG, "--ckpt_path=fit.yaml"], "fit.yaml does not load"),
+        (["fit", *CONFIG, "--ckpt_path=nowhere.ckpt"], "nowhere.ckpt is no checkpoint file"),
+        (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["fit", "--model.model=policy", "--data.path=weighted"], "learning_rate"),
+        (["validate", *CONFIG, "--data.val_share=0"], "set data.val_share"),
         (["export", "nowhere.ckpt", "out"], "nowhere.ckpt is no checkpoint file"),
+        (["export", "nowhere.ckpt"], "out"),
+        (["export", "nowhere.ckpt", "out", "--force"], "--force"),
+        (["train"], "there is no command 'train': fit, validate, export"),
+        ([], "a command is needed: fit, validate, export"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
     project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
+    line = refused(capsys, arguments)
     assert message in line
     assert not (project / "out").exists()
 
 
-def test_a_missing_rate_is_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_three_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) ", shown, re.MULTILINE) == ["fit", "validate", "export"]
+
+
+def test_a_stopped_fit_goes_on_from_last_ckpt(project: Path) -> None:
+    fit = ["fit", *CONFIG, "--trainer.max_steps=5"]
+    keep = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=2"]
+    stop = ["--trainer.callbacks+=train.weighted_rows.StopAfter", "--trainer.callbacks.step=3"]
+    main(fit)
+    with pytest.raises(RuntimeError, match="stopped"):
+        main([*fit, *keep, *stop])
+    stopped = project / "runs/version_1/checkpoints/last.ckpt"
+    assert torch.load(stopped, weights_only=True)["global_step"] == 2
+    main([*fit, "--ckpt_path", str(stopped)])
+    whole, resumed = (
+        torch.load(project / f"runs/version_{n}/checkpoints/last.ckpt", weights_only=True) for n in (0, 2)
+    )
+    assert whole["global_step"] == resumed["global_step"] == 5
+    assert all(
+        torch.equal(whole["state_dict"][name], resumed["state_dict"][name]) for name in whole["state_dict"]
+    )
+
+
+def test_ones_own_checkpoints_or_none_take_the_place_of_the_default(project: Path) -> None:
+    main(["fit", *CONFIG, "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=mine"])
+    main(["fit", *CONFIG, "--trainer.enable_checkpointing=false"])
+    main(["fit", *CONFIG, "--trainer.fast_dev_run=true"])
+    assert [path.name for path in project.rglob("*.ckpt")] == ["mine.ckpt"]
+
+
+def test_without_a_logger_nothing_is_written_over(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = [*CONFIG, "--trainer.logger=false"]
+    (project / "config.yaml").write_text("mine")
+    main(["fit", *bare])
+    for _ in range(2):
+        main(["validate", *bare])
+        main(["fit", *bare, "--trainer.enable_checkpointing=false"])
+    assert "last.ckpt is of another fit" in refused(capsys, ["fit", *bare])
+    main(["fit", *bare, "--ckpt_path=checkpoints/last.ckpt", "--trainer.max_steps=4"])
+    assert (project / "config.yaml").read_text() == "mine"
+    assert not (project / "runs").exists()
+
+
+def test_logs_of_another_run_are_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = ["fit", *CONFIG, "--trainer.logger.init_args.version=0"]
+    main(same)
+    before = (project / "runs/version_0/metrics.csv").read_text()
+    assert "version_0/config.yaml is of another run" in refused(capsys, same)
+    assert (project / "runs/version_0/metrics.csv").read_text() == before
+
+
+def test_export_replaces_a_policy_only_when_told_to(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", *CONFIG])
+    export = ["export", "runs/version_0/checkpoints/last.ckpt"]
+    main([*export, "trained"])
+    assert "pass --overwrite" in refused(capsys, [*export, "trained"])
+    main([*export, "trained", "--overwrite"])
+    assert "holds no policy" in refused(capsys, [*export, "weighted", "--overwrite"])
+    assert (project / "weighted" / "drift.json").is_file()
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line of a refusal; a progress bar may stand before it."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--model.model=policy", "--data.path=weighted"])
+        main(arguments)
     assert stopped.value.code == 2
-    assert "learning_rate" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert "usage:" not in shown
+    (line,) = [row for row in shown.splitlines() if row.startswith("error: ")]
+    assert shown.splitlines()[-1] == line
+    return line

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_train import WeightedDataModule, encode, read_rows, split
-from drift_weights import write_folder
+from drift_train import WeightedDataModule, encode, split
+from drift_weights.fingerprint import tokenizer_fingerprint
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import random_rows, token_row, weighted_row, weighted_table
 
@@ -66,45 +64,11 @@ def test_a_split_with_an_empty_side_is_refused() -> None:
         split(examples_of(8), 1 - 1e-12)
 
 
-def test_folder_parquet_and_jsonl_give_the_same_examples(tmp_path: Path) -> None:
-    rows = [*random_rows(5, vocab=512), weighted_row(9)]
-    table = weighted_table(rows)
-    write_folder(tmp_path / "folder", table, "weighted", {})
-    pq.write_table(table, tmp_path / "rows.parquet")
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
-    found = [
-        encode(read_rows(tmp_path / name), vocab_size=512, tokenizer=bpe_tokenizer()).examples
-        for name in ("folder", "rows.parquet", "rows.jsonl")
-    ]
-    for examples in found[1:]:
-        for one, other in zip(found[0], examples, strict=True):
-            assert one.input_ids.tolist() == other.input_ids.tolist()
-            assert (one.spans, one.weight, one.group) == (other.spans, other.weight, other.group)
-
-
 def test_a_slice_of_a_table_keeps_its_own_tokens() -> None:
     table = weighted_table(random_rows(9, vocab=512))
     whole = encode(table, vocab_size=512).examples
     part = encode(table.slice(4, 3), vocab_size=512).examples
     assert [e.input_ids.tolist() for e in part] == [e.input_ids.tolist() for e in whole[4:7]]
-
-
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing\.parquet does not exist"):
-        read_rows(tmp_path / "nothing.parquet")
-    with pytest.raises(FileNotFoundError, match=r"drift\.json"):
-        read_rows(tmp_path)
-    torn = tmp_path / "torn.jsonl"
-    torn.write_text('{"weight": 1.0}\n{"weight": ', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"torn\.jsonl does not read as jsonl"):
-        read_rows(torn)
-    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"bad\.parquet does not read as parquet"):
-        read_rows(tmp_path / "bad.parquet")
-    (tmp_path / "rows.csv").write_text("weight\n1\n")
-    with pytest.raises(ValueError, match="neither a folder of weighted turns"):
-        read_rows(tmp_path / "rows.csv")
 
 
 def test_the_models_context_limits_the_rows_and_what_is_dropped_is_named(
@@ -126,3 +90,37 @@ def test_settings_out_of_range_are_refused(policy: str) -> None:
     table = pa.Table.from_pylist([token_row(0, [1, 2], [(1, 2)])])
     with pytest.raises(ValueError, match="batch_size must be ≥ 1"):
         WeightedDataModule.from_table(table, policy, batch_size=0).setup("fit")
+
+
+def test_ids_of_another_tokenizer_are_refused_with_both_hashes(policy: str) -> None:
+    own, other = (tokenizer_fingerprint(bpe_tokenizer(bos=bos)) for bos in (False, True))
+    row = token_row(0, [1, 2], [(1, 2)], tokenizer=own)
+    WeightedDataModule.from_table(weighted_table([row]), policy).setup("fit")
+    table = weighted_table([row, token_row(1, [1, 2], [(1, 2)], tokenizer=other)])
+    with pytest.raises(ValueError, match=rf"row 1: tokenizer {other[:12]} .* {own[:12]}; train the model"):
+        WeightedDataModule.from_table(table, policy).setup("fit")
+
+
+def test_text_is_rendered_anew_whoever_sampled_it(policy: str) -> None:
+    table = weighted_table([weighted_row(0, tokenizer="another")])
+    WeightedDataModule.from_table(table, policy).setup("fit")
+
+
+def test_without_a_tokenizer_the_ids_are_not_checked_and_a_warning_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model(vocab=512).save_pretrained(tmp_path)
+    for name, lines in (("another", 1), (None, 0)):
+        table = weighted_table([token_row(0, [1, 2], [(1, 2)], tokenizer=name)])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            WeightedDataModule.from_table(table, str(tmp_path)).setup("fit")
+        assert caplog.text.count("holds no tokenizer") == lines
+
+
+def test_a_tokenizer_without_a_chat_template_will_do_for_rows_with_ids(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = None
+    save_policy(tmp_path, tokenizer, tiny_model(vocab=512))
+    row = token_row(0, [1, 2], [(1, 2)], tokenizer=tokenizer_fingerprint(tokenizer))
+    WeightedDataModule.from_table(weighted_table([row]), str(tmp_path)).setup("fit")

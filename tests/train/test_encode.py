@@ -190,6 +190,101 @@ def test_bad_rows_are_named_with_their_remedy(row: dict[str, Any], message: str)
         encode(table, vocab_size=512)
 
 
+def typed(table: pa.Table, name: str, values: list[Any], kind: pa.DataType | None = None) -> pa.Table:
+    """The table with one column replaced, in whatever type it comes."""
+    return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+
+TWO = [token_row(n, [1, 2], [(1, 2)]) for n in range(2)]
+WIDE = pa.list_(pa.int64())
+ENDS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64())]))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind", "message"),
+    [
+        ("input_ids", [[1, 2], [1, 2**32 + 5]], WIDE, "row 1: token id 4294967301 is outside"),
+        ("input_ids", [[1, 2], [1, 2**31]], WIDE, "row 1: token id 2147483648 is outside"),
+        (
+            "input_ids",
+            [[1, 2], [1, 2**63]],
+            pa.list_(pa.uint64()),
+            "row 1: token id 9223372036854775808 is",
+        ),
+        (
+            "input_ids",
+            [[1, 2], [1, None]],
+            WIDE,
+            "row 1: input_ids must be whole numbers, none of them null",
+        ),
+        ("input_ids", [[1.0, 2.0], [1.0, 2.5]], None, "row 0: input_ids must be whole numbers"),
+        ("input_ids", [["1", "2"], ["1", "2"]], None, "row 0: input_ids must be whole numbers"),
+        (
+            "input_ids",
+            ["1 2", "1 2"],
+            None,
+            "table: column 'input_ids' is string, expected lists of token ids",
+        ),
+        (
+            "response_spans",
+            [[{"start": 1, "end": 2}], [{"start": 1, "end": None}]],
+            ENDS,
+            "row 1: end of response_spans must be a whole number, got None",
+        ),
+        (
+            "response_spans",
+            [[[1, 2]], [[1, 2]]],
+            None,
+            r"row 0: response_spans must be such as .*got \[1, 2\]",
+        ),
+        ("sample", ["0", "1"], None, "row 0: sample must be a whole number, got '0'"),
+        ("sample", [0.0, 0.5], None, "row 1: sample must be a whole number, got 0.5"),
+        ("round", ["a", "a"], None, "row 0: round must be a whole number, got 'a'"),
+    ],
+)
+def test_types_that_cannot_be_meant_are_named(
+    name: str, values: list[Any], kind: pa.DataType | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(typed(weighted_table(TWO), name, values, kind), vocab_size=512)
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int16(), pa.uint32(), pa.int64(), pa.uint64()])
+def test_ids_of_every_width_are_the_same_ids(kind: pa.DataType) -> None:
+    table = typed(weighted_table(TWO), "input_ids", [[7, 200], [3, 4]], pa.large_list(kind))
+    assert [e.input_ids.tolist() for e in encode(table, vocab_size=512).examples] == [[7, 200], [3, 4]]
+
+
+def test_whole_numbers_that_pandas_made_floats_are_taken() -> None:
+    table = typed(weighted_table(TWO), "sample", [0.0, 3.0])
+    assert [example.sample for example in encode(table, vocab_size=512).examples] == [0, 3]
+
+
+def test_a_group_must_be_something_that_rows_can_share() -> None:
+    table = weighted_table(TWO).drop_columns(["policy"]).append_column("group", pa.array([[1], [2]]))
+    with pytest.raises(ValueError, match=r"row 0: group must be text or a whole number, got \[1\]"):
+        encode(table, vocab_size=512)
+
+
+def test_a_key_that_comes_twice_is_refused_and_named() -> None:
+    rows = [*TWO, token_row(0, [1, 3], [(1, 2)])]
+    key = r"prompt_id 'p0', round 0, policy 'ref', sample 0"
+    with pytest.raises(ValueError, match=rf"row 2: row 0 has the same key \({key}\); drop one"):
+        encode(weighted_table(rows), vocab_size=512)
+    for name, other in {"prompt_id": "p1", "round": 1, "policy": "π", "sample": 5}.items():
+        distinct = weighted_table([*TWO, rows[2] | {name: other}])
+        assert len(encode(distinct, vocab_size=512).examples) == 3
+    for name in ("prompt_id", "round", "policy", "sample"):
+        keyless = weighted_table(rows).drop_columns([name])
+        assert len(encode(keyless, vocab_size=512).examples) == 3, "a foreign log need not have the key"
+
+
+def test_a_column_that_is_there_twice_is_refused() -> None:
+    table = weighted_table(TWO)
+    with pytest.raises(ValueError, match="has the columns weight more than once"):
+        encode(table.append_column("weight", table.column("weight")), vocab_size=512)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

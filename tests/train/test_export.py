@@ -93,6 +93,23 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_overwrite_replaces_a_policy_and_never_anything_else(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    export(WeightedSFT.from_model(tiny_model(), 1e-3), out, tokenizer=bpe_tokenizer())
+    (out / "of-the-old-one").touch()
+    module = WeightedSFT.from_model(tiny_model(seed=1), 1e-3)
+    export(module, out, tokenizer=bpe_tokenizer(), overwrite=True)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, module.policy(IDS).logits)
+    assert not (out / "of-the-old-one").exists()
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("keep")
+    for taken in (mine, mine / "thesis.txt"):
+        with pytest.raises(FileExistsError, match="holds no policy"):
+            export(module, taken, tokenizer=bpe_tokenizer(), overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     class FullDisk:
         def save_pretrained(self, folder: Any) -> None:

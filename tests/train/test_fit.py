@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from drift_train import BatchPlan, WeightedDataModule, WeightedSFT, encode, split
+from drift_train.module import Schedule
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import gradient, literal_loss, random_rows, tiny_double, weighted_table
 
@@ -122,6 +123,13 @@ def test_a_resumed_fit_ends_where_the_uninterrupted_one_does(policy: str, tmp_pa
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_schedule_runs(policy: str, schedule: Any) -> None:
+    module = WeightedSFT(policy, 1e-3, warmup_share=0.5, schedule=schedule)
+    trainer(3).fit(module, datamodule=data_of(policy))
+    assert module.trainer.global_step == 3
+
+
 def test_a_rank_multiplies_its_loss_by_the_world_size(policy: str, monkeypatch: Any) -> None:
     """DDP and FSDP average over ranks: two ranks' gradients, averaged, are the whole step's."""
     model = tiny_double()
@@ -156,6 +164,7 @@ def test_a_rank_multiplies_its_loss_by_the_world_size(policy: str, monkeypatch: 
         ({"learning_rate": 1.0, "weight_decay": -1.0}, "weight_decay ≥ 0"),
         ({"learning_rate": 1.0, "warmup_share": 1.0}, "warmup_share must lie in"),
         ({"learning_rate": 1.0, "gradient_clip": 0.0}, "gradient_clip must be > 0"),
+        ({"learning_rate": 1.0, "schedule": "warmup_stable_decay"}, "'warmup_stable_decay' is not one of"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

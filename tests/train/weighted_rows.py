@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from lightning.pytorch import Callback, Trainer
 
 from drift_train import BatchPlan, Example, WeightedSFT, step_batch
 from drift_weights.schema import WEIGHTED
@@ -14,6 +15,18 @@ from tiny import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "phi3"]
 USER = [{"role": "user", "content": "Problem: 12 + 30"}]
+
+
+class StopAfter(Callback):
+    """Ends a fit with an error when it has made so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        # Checkpoint callbacks run last; what is saved at this step is not saved any more.
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
 
 
 def weighted_row(number: int = 0, **changes: Any) -> dict[str, Any]:

@@ -101,15 +101,14 @@ def run(
         revision: a commit, tag or branch of a Hub id.
         device: cpu, cuda or auto, which takes an accelerator if there is one.
     """
-    template, judge = (
-        choose_template(prompt),
-        VERIFIERS[verifier] if isinstance(verifier, str) else verifier,
-    )
+    template = choose_template(prompt)
+    judge = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
     found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
     _refuse_scores(out)
     check_run(found, judge, config, out)
     about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
+    unscored = 0
     with (
         closing(embedded_engine(model, revision=revision, device=device)) as engine,
         Progress(console=Console(stderr=True)) as progress,
@@ -117,10 +116,17 @@ def run(
         task = progress.add_task("dialogues", total=len(found.problems))
 
         def on_finished(batch: Sequence[Trajectory]) -> None:
+            nonlocal unscored
+            unscored += sum(not trajectory.scored for trajectory in batch)
             progress.advance(task, len(batch))
 
         folder = rollout(
             found, engine, judge, config, out, about=about, origin=origin, on_finished=on_finished
+        )
+    if unscored:
+        raise ValueError(
+            f"{unscored} of {len(found.problems)} dialogues ended unscored; run again to sample them anew, "
+            f"or score what is there: drift-eval score {folder} --unscored wrong (or omit)"
         )
     _report(read_trajectories(folder), out, None, "refuse", "count")
 

@@ -102,7 +102,7 @@ def sample(
         console.print(
             f"{unscored} dialogues ended unscored; run again to sample them anew", highlight=False
         )
-    console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False)
+    console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False, soft_wrap=True)
 
 
 def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> None:

@@ -109,6 +109,6 @@ def _sampled(folder: Path) -> list[tuple[str, int]]:
     """(prompt_id, sample) of every row; the other columns may be large and stay where they are."""
     found: list[tuple[str, int]] = []
     for shard in read_manifest(folder)["shards"]:
-        table = pq.read_table(folder / shard["file"], columns=["prompt_id", "sample"])
-        found += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+        table = pq.ParquetFile(folder / shard["file"]).read(columns=["prompt_id", "sample"])
+        found += zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
     return found

@@ -26,6 +26,7 @@ COMMANDS = {
 }
 MAX_STEPS = 200
 """Optimizer steps of a run (D.2)."""
+_MISTAKES = (ValueError, OSError, ArgumentError, MisconfigurationException, ModuleNotFoundError)
 _LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": ".", "name": "runs"},
@@ -110,7 +111,7 @@ def main(args: list[str] | None = None) -> None:
             case _:
                 found = f"there is no command {words[0]!r}" if words else "a command is needed"
                 raise ValueError(f"{found}: {', '.join(COMMANDS)}; see drift-train --help")
-    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
+    except _MISTAKES as error:
         refuse(error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +18,16 @@ from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
 from drift_train.pack import MicroBatch, StepBatch
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+Schedule = Literal[
+    "constant_with_warmup",
+    "constant",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+]
+"""Those of transformers.get_scheduler that need nothing beyond warm-up and the number of steps."""
 CONFIG_KEY = "policy_config"
 GENERATION_KEY = "policy_generation_config"
 
@@ -35,7 +45,7 @@ class WeightedSFT(LightningModule):
         weight_decay: AdamW's, ≥ 0, on matrices only.
         betas: AdamW's.
         warmup_share: of max_steps, linear, in [0, 1).
-        schedule: a name that transformers.get_scheduler knows.
+        schedule: of the rate; a name of transformers.get_scheduler.
         gradient_clip: largest L2 norm of the gradient, > 0; None for no limit.
         reduction: over a response's tokens: `sum` (eq. 15) or `mean`.
         dtype: of the parameters; for half-precision arithmetic set trainer.precision to bf16-mixed.
@@ -52,7 +62,7 @@ class WeightedSFT(LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_share: float = 0.0,
-        schedule: str = "constant_with_warmup",
+        schedule: Schedule = "constant_with_warmup",
         gradient_clip: float | None = None,
         reduction: Reduction = "sum",
         dtype: Dtype = "float32",
@@ -66,6 +76,8 @@ class WeightedSFT(LightningModule):
             raise ValueError(f"warmup_share must lie in [0, 1), got {warmup_share}")
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"gradient_clip must be > 0 or null (no limit), got {gradient_clip}")
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule {schedule!r} is not one of {', '.join(get_args(Schedule))}")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.model: PreTrainedModel | None = None
