@@ -270,9 +270,10 @@ def reference_policy(stage: Stage) -> Path:
     torch.manual_seed(stage.seed)
     model = make_model(stage.tokenizer)
     module = WeightedSFT.from_model(model, 6e-3, schedule="cosine", gradient_clip=1.0)
-    # Vocabulary and context length are read from a folder.
+    # Vocabulary, context length and tokenizer are read from a folder.
     blank = stage.folder / "untrained"
     model.save_pretrained(blank)
+    stage.tokenizer.save_pretrained(blank)
     data = WeightedDataModule.from_table(
         transcripts,
         str(blank),
