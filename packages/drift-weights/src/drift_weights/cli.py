@@ -272,7 +272,7 @@ def _print_histogram(console: Console, settings: Sequence[Setting]) -> None:
     for number, (low, high) in enumerate(pairwise(HISTOGRAM_EDGES)):
         label = f"≥ {low:g}" if high == float("inf") else f"{low:g} – {high:g}"
         counts = [setting.histogram[number] for setting in settings]
-        bar = ["█" * round(40 * counts[0] / most)] if len(settings) == 1 else []
+        bar = ["█" * round(36 * counts[0] / most)] if len(settings) == 1 else []
         table.add_row(label, *map(str, counts), *bar)
     console.print(table)
 
