@@ -200,6 +200,7 @@ def run_world(stage: Stage, console: Console) -> WorldResult:
         with timed(costs, method.name):
             policies[method.name] = train_method(stage, method, turns, reference)
     stage.say("All six policies answer riddles that none has seen, greedily.")
+    write_problems(stage.folder / "heldout.jsonl", stage.splits.heldout)
     answered = {
         name: outcomes(evaluate_policy(stage, name, folder, stage.splits.heldout))[0]
         for name, folder in policies.items()
@@ -223,6 +224,12 @@ def run_world(stage: Stage, console: Console) -> WorldResult:
         costs=costs,
         weights=asdict(inspection),
     )
+
+
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Problems as drift-rollout and drift-eval read them, to try the commands on."""
+    rows = [{"problem": problem.messages[0].content, "answer": problem.target} for problem in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def reference_policy(stage: Stage) -> Path:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,6 +55,18 @@ def test_score_prints_policies_and_pairs(tmp_path: Path, capsys: pytest.CaptureF
     assert "75.0 [30.1, 95.4]" in printed
     assert "50.0 : 75.0" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_two_tables_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = TABLE.column("policy").unique().to_pylist()
+    paths = []
+    for number, policy in enumerate(policies):
+        paths.append(tmp_path / f"{number}.parquet")
+        pq.write_table(TABLE.filter(pc.equal(TABLE.column("policy"), policy)), paths[-1])
+    main(["score", str(paths[0]), "--against", str(paths[1])])
+    assert "50.0 : 75.0" in capsys.readouterr().out
+    main(["score", str(paths[0])])
+    assert "50.0 : 75.0" not in capsys.readouterr().out
 
 
 def test_a_parquet_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quickstart
 from drift_eval.metrics import first_success, multi_at_k
-from drift_rollout import ExactVerifier
+from drift_rollout import ExactVerifier, PromptTemplate, load_problems
 from drift_weights import read_folder
 from quickstart import METHODS, REFERENCE, Scale
 
@@ -41,6 +41,12 @@ def test_trajectories_and_weighted_turns_are_folders(ran) -> None:
     assert manifest["rollout"]["samples"] == 8
     assert weighted["weighting"]["beta"] == 0.1
     assert weighted["source"]["manifest"]["shards"] == manifest["shards"]
+
+
+def test_held_out_problems_are_left_for_the_commands(ran) -> None:
+    out, _, _, stage = ran
+    own = PromptTemplate(user="{problem}", system=None)
+    assert load_problems(out / "heldout.jsonl", own).problems == stage.splits.heldout
 
 
 def test_every_policy_opens(ran) -> None:

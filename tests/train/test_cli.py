@@ -58,6 +58,8 @@ def test_fit_then_validate_then_export(project: Path, capsys: pytest.CaptureFixt
 
     (checkpoint,) = project.glob("runs/version_0/checkpoints/*")
     assert checkpoint.name == "last.ckpt"
+    path = checkpoint.relative_to(project)
+    assert f"wrote {path}; next: drift-train export {path} OUT" in ran.stdout
     main(["validate", "--config", "fit.yaml", "--ckpt_path", str(checkpoint)])
     shown = capsys.readouterr().out
     printed = float(re.search(r"val_loss\D+([\d.]+)", shown)[1])

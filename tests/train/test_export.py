@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,14 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.ckpt"):
         export(tmp_path / "text.ckpt", tmp_path / "out")
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    _, checkpoint = trained(tmp_path, "llama")
+    before = os.umask(0o022)
+    try:
+        export(checkpoint, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o644}, modes

@@ -296,3 +296,20 @@ def test_a_sweep_has_a_histogram_for_each_setting(
     rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in shown.splitlines() if "–" in line}
     # At β = 100 every weight is near 1; at 0.05 none is.
     assert [cell.strip() for cell in rows["0.5 – 1"]] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "says"),
+    [
+        ([{"prompt_id": "a", "policy": p, "correct": 0} for p in "xy"], [], "has a single row"),
+        ([{"q": "a", "correct": c, "n_turns": 3} for c in (0, 1)], ["--group", "q"], "counts as one turn"),
+    ],
+)
+def test_what_a_user_may_not_have_meant_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list, args: list[str], says: str
+) -> None:
+    source = tmp_path / "log.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (["inspect", source], ["reweight", source, tmp_path / "out.jsonl"]):
+        main([*map(str, command), *args])
+        assert says in " ".join(capsys.readouterr().out.split())

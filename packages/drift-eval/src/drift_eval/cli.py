@@ -29,6 +29,7 @@ from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
 from drift_rollout.verify import VERIFIERS, Verifier
 from drift_weights.cli import option_words, refuse
 from drift_weights.folder import refuse_existing
+from drift_weights.schema import TRAJECTORIES
 from drift_weights.types import Malformed, Trajectory
 
 
@@ -44,6 +45,7 @@ def main(args: list[str] | None = None) -> None:
 def score(
     trajectories: Path,
     *,
+    against: Path | None = None,
     out: Path | None = None,
     size: int | None = None,
     unscored: Unscored = "refuse",
@@ -55,6 +57,7 @@ def score(
     Args:
         trajectories: a trajectories folder, or a Parquet file with its schema; one dialogue a
             problem and policy.
+        against: another such table, of another policy on the same problems, to compare with.
         out: a folder for scores.json and accuracy.png; without it nothing is written.
         size: N of the benchmark; problems that are missing count as wrong, in the comparisons too.
         unscored: dialogues that ended in a timeout or an error: refuse them, count them as wrong, or
@@ -65,7 +68,11 @@ def score(
     """
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    _report(read_trajectories(trajectories), out, size, unscored, malformed)
+    table = read_trajectories(trajectories)
+    if against is not None:
+        names = TRAJECTORIES.names
+        table = pa.concat_tables([table.select(names), read_trajectories(against).select(names)])
+    _report(table, out, size, unscored, malformed)
 
 
 def run(

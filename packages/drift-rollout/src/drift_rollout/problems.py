@@ -169,5 +169,8 @@ def _text(row: Mapping[str, Any], name: str, place: str) -> str:
         value = int(value) if value.is_integer() else value
     text = "" if value is None else str(value)
     if not text.strip():
-        raise ValueError(f"{place}: field {name!r} is missing or empty; it has {sorted(row)}")
+        raise ValueError(
+            f"{place}: field {name!r} is missing or empty; it has {sorted(row)}; name the columns by "
+            "--question and --answer"
+        )
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentError
 from pathlib import Path
@@ -56,6 +57,13 @@ class TrainCLI(LightningCLI):
         """The data follow the model: vocabulary, context length, tokenizer."""
         parser.link_arguments("model.model", "data.model")
         parser.link_arguments("model.revision", "data.model_revision")
+
+    def after_fit(self) -> None:
+        """Say where the policy is, and what comes next."""
+        last = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+        if last is not None and last.last_model_path and self.trainer.is_global_zero:
+            path = os.path.relpath(last.last_model_path)
+            sys.stdout.write(f"wrote {path}; next: drift-train export {path} OUT\n")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuse a bad checkpoint before Lightning reads its settings."""

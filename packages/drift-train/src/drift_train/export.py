@@ -60,12 +60,21 @@ def export(
     try:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        _open_to_others(scratch)
         if out.exists():
             shutil.rmtree(out)
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give every file the mode that the user's umask asks for; safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def load_policy(checkpoint: Path) -> tuple[PreTrainedModel, dict[str, Any]]:

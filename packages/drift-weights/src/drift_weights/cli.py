@@ -262,17 +262,18 @@ def _print_alarm(console: Console, setting: Setting) -> None:
 
 
 def _print_histogram(console: Console, settings: Sequence[Setting]) -> None:
-    table = Table(title="Rows by weight")
-    table.add_column("w", justify="right")
+    single = len(settings) == 1
+    table = Table(title=f"Rows by weight, {_name(settings[0])}" if single else "Rows by weight")
+    table.add_column("w", justify="right", no_wrap=True)
     for setting in settings:
-        table.add_column(_name(setting), justify="right")
-    if len(settings) == 1:
+        table.add_column("rows" if single else _name(setting), justify="right")
+    if single:
         table.add_column("")
     most = max(settings[0].histogram)
     for number, (low, high) in enumerate(pairwise(HISTOGRAM_EDGES)):
         label = f"≥ {low:g}" if high == float("inf") else f"{low:g} – {high:g}"
         counts = [setting.histogram[number] for setting in settings]
-        bar = ["█" * round(36 * counts[0] / most)] if len(settings) == 1 else []
+        bar = ["█" * round(40 * counts[0] / most)] if single else []
         table.add_row(label, *map(str, counts), *bar)
     console.print(table)
 

@@ -63,7 +63,8 @@ class Columns:
         if missing:
             raise ValueError(
                 f"no column {', '.join(map(repr, missing))}; there are {', '.join(present)}; name the "
-                "columns that hold the group and either the return or the outcome"
+                "columns that hold the group (--group) and either the return (--return-column) or the "
+                "outcome (--correct, --length, --unique)"
             )
         return list(dict.fromkeys(names))
 
@@ -118,7 +119,7 @@ def _solved(values: Mapping[str, list[Any]], columns: Columns) -> NDArray[np.boo
         row = int(np.argmax(strange_N))
         raise ValueError(
             f"row {row}: {columns.correct!r} is {correct[row]:g}, neither 0 nor 1; name it as the return "
-            "column, or give the threshold from which it counts as correct"
+            "column (--return-column), or give the threshold from which it counts as correct (--threshold)"
         )
     return np.asarray(correct == 1)
 

@@ -79,7 +79,8 @@ def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
     """
     manifest = read_manifest(path)
     if manifest["kind"] != kind:
-        raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}")
+        hint = "; run drift-weights reweight on it first" if kind == "weighted" else ""
+        raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}{hint}")
     tables = []
     for shard in manifest["shards"]:
         if not isinstance(shard, dict) or not {"file", "sha256"} <= shard.keys():

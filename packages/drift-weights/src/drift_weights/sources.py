@@ -93,7 +93,8 @@ def weigh_file(source: Path, config: WeightConfig | None, columns: Columns) -> W
     settings = config or WeightConfig()
     trajectories = read_trajectories(source)
     if trajectories is None:
-        outcomes, remarks = _log_outcomes(source, columns), _mixed(source, columns)
+        outcomes = _log_outcomes(source, columns)
+        remarks = _remarks(source, columns, outcomes)
         refuse_other_sizes(outcomes.group_N, settings.group_size)
         return Weighed(outcomes=outcomes, weight_N=None, config=settings, remarks=remarks)
     table, origin = trajectories
@@ -166,7 +167,7 @@ def _write_log(
         # Before the output is written, which may be the source itself.
         "source": {"path": source.name, "sha256": file_sha256(source)},
     }
-    remarks = _mixed(source, columns)
+    remarks = _remarks(source, columns, outcomes)
     write_with_weight(source, output, weights)
     write_json(side_file(output), facts | {"sha256": file_sha256(output)})
     return Weighed(outcomes=outcomes, weight_N=weights, config=config, remarks=remarks)
@@ -208,15 +209,23 @@ def _omitted(groups: list[dict[str, Any]]) -> tuple[str, ...]:
     return (f"{len(groups)} groups hold an unscored dialogue and are left out whole; sample them again",)
 
 
-def _mixed(path: Path, columns: Columns) -> tuple[str, ...]:
-    """Say aloud that a group mixes policies, where the user named the group without them."""
+def _remarks(path: Path, columns: Columns, outcomes: Outcomes) -> tuple[str, ...]:
+    """What a user may not have meant: a mixture of policies, rows as single turns, groups of one row."""
     present = column_names(path)
-    if columns.group is None or "policy" not in present or "policy" in columns.groups(present):
-        return ()
-    count = len(set(map(str, read_columns(path, ["policy"])["policy"])))
-    if count < 2:
-        return ()
-    return (f"groups mix {count} policies, so they are not i.i.d. samples of one reference policy",)
+    found = []
+    if columns.group is not None and "policy" in present and "policy" not in columns.groups(present):
+        count = len(set(map(str, read_columns(path, ["policy"])["policy"])))
+        if count > 1:
+            found.append(f"groups mix {count} policies: not i.i.d. samples of one reference policy")
+    if columns.return_column is None and columns.length not in present:
+        found.append(f"no columns {columns.length!r} and {columns.unique!r}: every row counts as one turn")
+    if len(set(outcomes.group_N)) == len(outcomes.group_N):
+        named = ", ".join(columns.groups(present))
+        found.append(
+            f"every group (one {named}) has a single row, so every weight is 1; if rows belong together, "
+            "name what they share, such as --group prompt_id"
+        )
+    return tuple(found)
 
 
 def _ours(path: Path) -> bool:
