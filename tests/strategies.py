@@ -109,7 +109,7 @@ def turns(draw: st.DrawFn, verdict: str, *, last: bool = True) -> Turn:
     return Turn(
         response="" if failed else draw(st.text(max_size=20)),
         answer=draw(answer.get(verdict, st.none() | answers)),
-        verdict=verdict,  # type: ignore[arg-type]  # drawn from VERDICTS
+        verdict=verdict,
         finish_reason="error" if failed else draw(st.sampled_from(["stop", "length"])),
         feedback=None if last else draw(st.just(FEEDBACK) | st.text(min_size=1, max_size=20)),
     )

@@ -245,7 +245,7 @@ def test_turns_refuse_what_is_no_dialogue() -> None:
     with pytest.raises(ValueError, match="row 0: 2 turns, more than max_turns 1"):
         malformed_shares(flatten_turns(table), max_turns=1)
     with pytest.raises(ValueError, match="malformed must be count or skip"):
-        unique_answers(flatten_turns(table), malformed="drop")  # type: ignore[arg-type]
+        unique_answers(flatten_turns(table), malformed="drop")
 
 
 def test_mean_unique_answers_refuses_columns_that_do_not_fit() -> None:

@@ -108,7 +108,7 @@ def test_omitting_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="all 2 dialogues are unscored"):
         score(policy_table("π", ["t", "e"]), unscored="omit")
     with pytest.raises(ValueError, match="unscored must be one of"):
-        score(policy_table("π", ["c"]), unscored="ignore")  # type: ignore[arg-type]
+        score(policy_table("π", ["c"]), unscored="ignore")
 
 
 def test_several_samples_a_problem_are_refused() -> None:
@@ -156,7 +156,7 @@ def test_comparison_pairs_by_problem_not_by_row(
 ) -> None:
     first = policy_rows("a", [letters(a) for a, _ in verdicts])
     second = policy_rows("b", [letters(b) for _, b in verdicts])
-    random.shuffle(second)  # type: ignore[attr-defined]
+    random.shuffle(second)
     found = compare(to_table([*second, *first]), "a", "b", k=k)
     solved = [(("correct" in a[:k]), ("correct" in b[:k])) for a, b in verdicts]
     assert found.mcnemar.only_first == sum(a and not b for a, b in solved)

@@ -77,8 +77,7 @@ class BatchPlan:
 
     Raises:
         ValueError: no examples, a batch size below 1, a negative seed, an unknown weighting, or
-            weights that sum to less than 1 under
-            `resample`.
+            weights that sum to less than 1 under `resample`.
     """
 
     def __init__(

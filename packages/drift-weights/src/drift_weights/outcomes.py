@@ -26,7 +26,7 @@ GROUP_KEY = ("prompt_id", "round", "policy")
 class Outcomes:
     """Group, success, L, E and counted turns of each row; or, in their place, the return itself."""
 
-    group_N: list[Hashable]
+    group_N: Sequence[Hashable]
     solved_N: NDArray[np.bool_] | None
     length_N: NDArray[np.float64] | None = None
     unique_N: NDArray[np.float64] | None = None
@@ -85,7 +85,7 @@ def outcomes_of_weighted(table: pa.Table) -> Outcomes:
     )
 
 
-def group_keys(table: pa.Table) -> list[Hashable]:
+def group_keys(table: pa.Table) -> list[tuple[str, int, str]]:
     """(prompt_id, round, policy) of each row of a TRAJECTORIES or WEIGHTED table."""
     return list(zip(*(table.column(name).to_pylist() for name in GROUP_KEY), strict=True))
 
@@ -111,7 +111,7 @@ def whole_trajectories(trajectories: pa.Table) -> tuple[pa.Table, list[dict[str,
             f"every one of {len(unscored)} groups holds an unscored trajectory "
             f"({', '.join(sorted(UNSCORED))}); sample them again before weighting"
         )
-    listed = [dict(zip(GROUP_KEY, key, strict=True)) for key in sorted(unscored)]  # type: ignore[type-var, call-overload]
+    listed = [dict(zip(GROUP_KEY, key, strict=True)) for key in sorted(unscored)]
     return table.filter(pa.array(keep)), listed
 
 
