@@ -2,7 +2,7 @@
 
     uv run recipes/choose_rates.py
 
-Prints multi@5 on validation for every method and rate; the best go into quickstart's METHODS.
+Prints multi@5 on validation for every method and rate, and the best rate of each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     table.add_column("method")
     for rate in RATES:
         table.add_column(f"{rate:g}", justify="right")
-    table.add_column("chosen", justify="right")
+    table.add_column("best", justify="right")
     for name, found in rates.items():
         best = max(found, key=found.__getitem__)
         table.add_row(name, *(f"{found[rate] * 100:.1f}" for rate in RATES), f"{best:g}")

@@ -78,7 +78,7 @@ class Method:
     selection: Selection
     weighting: str
     learning_rate: float
-    """Chosen by choose_rates.py on the validation split of a world that is not shown."""
+    """Chosen beforehand on the validation split of a world that is not shown: docs/results.md."""
 
     @property
     def folder(self) -> str:
