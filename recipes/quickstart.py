@@ -37,9 +37,11 @@ from drift_train import WeightedDataModule, WeightedSFT, export
 from drift_weights import Trajectory, read_folder, select, to_table, weighted_turns, write_folder
 from drift_weights.cli import print_inspection
 from drift_weights.folder import write_json
-from drift_weights.inspection import inspect_outcomes
+from drift_weights.inspection import inspect_ledger
 from drift_weights.outcomes import outcomes_of_weighted
+from drift_weights.reweighting import ledger_of
 from drift_weights.selections import Selection
+from drift_weights.weighing import WeightConfig
 from quickstart_report import Bar, Cost, WorldResult, print_world, result_numbers, seeds_table, timed
 from toy_world import Splits, World, WorldConfig, make_model, make_tokenizer
 
@@ -192,7 +194,7 @@ def run_world(stage: Stage, console: Console) -> WorldResult:
     with timed(costs, "rollout", cached=(stage.folder / "rollout" / "trajectories").is_dir()):
         turns = rollouts(stage, reference)
     stage.say("Each dialogue's return, over its riddle's mean, weighs its last turn:")
-    inspection = inspect_outcomes(outcomes_of_weighted(turns), betas=[0.1], gammas=[0.9], lams=[0.5])
+    inspection = inspect_ledger(ledger_of(lambda: [outcomes_of_weighted(turns)]), [WeightConfig()])
     print_inspection(console, inspection)
     stage.say("Five methods fine-tune from the reference on the same dialogues, for the same steps.")
     policies = {REFERENCE: reference}

@@ -20,8 +20,9 @@ from drift_weights import WeightConfig, to_table, weighted_turns, write_folder
 from drift_weights.cli import print_inspection, refuse
 from drift_weights.files import read_rows
 from drift_weights.folder import file_sha256, refuse_existing
-from drift_weights.inspection import inspect_outcomes
+from drift_weights.inspection import inspect_ledger
 from drift_weights.outcomes import outcomes_of_weighted
+from drift_weights.reweighting import ledger_of
 from drift_weights.types import Message, Trajectory, Turn, Verdict, prompt_id
 
 GSM8K_POLICY = "gsm8k-example-models"
@@ -66,7 +67,7 @@ def reweight_log(log: str, path: Path, out: Path, *, overwrite: bool = False) ->
         overwrite=overwrite,
     )
     console.print(f"{path.name}: {remark}", highlight=False)
-    inspection = inspect_outcomes(outcomes_of_weighted(turns), betas=[0.1], gammas=[0.9], lams=[0.5])
+    inspection = inspect_ledger(ledger_of(lambda: [outcomes_of_weighted(turns)]), [WeightConfig()])
     print_inspection(console, inspection)
 
 

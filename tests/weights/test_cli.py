@@ -100,9 +100,13 @@ def test_an_existing_output_is_kept(
         (LINES[0], ["--group-size", "16"], "declared 16 rows"),
         (LINES[0], ["--beta", "0"], "beta must"),
         (LINES[0], ["--gamma", "0"], "gamma must"),
-        (LINES[0], ["--selection", "rft"], "needs trajectories"),
+        (LINES[0], ["--selection", "rft"], "add --form turns"),
         (b'{"prompt_id": "a", "r": 1e999}\n', ["--return-column", "r"], "line 1"),
-        (LINES[0] + LINES[0].replace(b'"a"', b"7"), [], "row 1: 'prompt_id' is int 7"),
+        (
+            LINES[0] + LINES[0].replace(b'"a"', b"7"),
+            [],
+            "line 2: 'prompt_id' is 7 (int), earlier rows hold str",
+        ),
     ],
 )
 def test_bad_logs_name_the_file_and_write_nothing(
@@ -126,7 +130,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     )
     pq.write_table(pa.table(LOG | {"correct": ["yes", "no", "no", "no"]}), tmp_path / "typed.parquet")
     says = fail(capsys, "reweight", tmp_path / "typed.parquet", tmp_path / "o.parquet")
-    assert "typed.parquet: row 0: 'correct' is 'yes', expected a number" in says
+    assert "typed.parquet, row 0: 'correct' is 'yes', expected a number" in says
     assert not (tmp_path / "o.parquet").exists()
 
 
@@ -166,17 +170,17 @@ def test_inspect_shows_composition_and_sweeps(
 ) -> None:
     main(["inspect", str(jsonl), "--beta", "[0.05,0.1,0.2]", "--lam", "[0,0.5]"])
     shown = capsys.readouterr().out
-    assert "4 rows in 2 groups: 2 of 2" in shown
+    assert "4 rows in 2 groups: 2 groups of 2" in shown
     assert "1 (50.0%)" in shown
     assert shown.count("│ 0.05 ") == shown.count("│  0.1 ") == shown.count("│  0.2 ") == 2
     main(["inspect", str(folder)])
     shown = capsys.readouterr().out
-    assert "3 rows in 2 groups: 1 of 1, 1 of 2" in shown
+    assert "3 rows in 2 groups: 1 group of 1, 1 group of 2" in shown
     assert "█" in shown
     main(["reweight", str(folder), str(tmp_path / "w")])
     capsys.readouterr()
     main(["inspect", str(tmp_path / "w")])
-    assert "3 rows in 2 groups: 1 of 1, 1 of 2" in capsys.readouterr().out
+    assert "3 rows in 2 groups: 1 group of 1, 1 group of 2" in capsys.readouterr().out
 
 
 def test_the_alarm_rings_for_wrong_answers_above_one(
@@ -195,7 +199,8 @@ def test_the_command_is_installed() -> None:
 def test_columns_are_those_of_all_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "log.jsonl"
     source.write_bytes(b'{"prompt_id": "a", "correct": 1}\n' + LINES[0])
-    assert "line 1: no column 'length', 'unique'" in fail(capsys, "reweight", source, tmp_path / "o.jsonl")
+    says = fail(capsys, "reweight", source, tmp_path / "o.jsonl")
+    assert "line 2: column 'length', 'unique' is in some lines only" in says
     source.write_bytes(LINES[0] + LINES[2].replace(b"}", b', "weight": 3}'))
     assert "not ours" in fail(capsys, "reweight", source, tmp_path / "o.jsonl")
 
@@ -255,17 +260,17 @@ def test_a_mixture_of_policies_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     main(["inspect", str(source), "--group", "prompt_id"])
     assert "groups mix 2 policies" in capsys.readouterr().out
     main(["inspect", str(source)])
-    assert "2 groups: 2 of 1" in capsys.readouterr().out
+    assert "2 groups: 2 groups of 1" in capsys.readouterr().out
 
 
 def test_what_is_printed_is_what_was_written(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["reweight", str(folder), str(tmp_path / "w"), "--selection", "rft"])
-    assert "1 rows in 1 groups: 1 of 1" in capsys.readouterr().out
+    assert "1 rows in 1 groups: 1 group of 1" in capsys.readouterr().out
     main(["inspect", str(tmp_path / "w")])
     shown = capsys.readouterr().out
-    assert "weights as they are stored, selection rft" in shown
+    assert "Weights as they are stored, selection rft" in shown
     assert "1 rows in 1 groups" in shown
     assert "holds the selection rft" in fail(capsys, "inspect", tmp_path / "w", "--beta", "0.2")
 

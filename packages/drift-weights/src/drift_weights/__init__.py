@@ -15,10 +15,11 @@ from drift_weights.diagnostics import (
 )
 from drift_weights.folder import read_folder, write_folder
 from drift_weights.returns import trajectory_return
-from drift_weights.reweighting import WeightConfig, reweight, weighted_turns
+from drift_weights.reweighting import reweight, weighted_turns
 from drift_weights.schema import TRAJECTORIES, WEIGHTED, check, from_table, to_table
 from drift_weights.selections import select
 from drift_weights.types import Message, Trajectory, Turn, prompt_id
+from drift_weights.weighing import WeightConfig
 from drift_weights.weights import effective_sample_size, group_weights, resample
 
 __all__ = [

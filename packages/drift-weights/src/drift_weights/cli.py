@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from jsonargparse import auto_cli
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from drift_weights.columns import Columns
-from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, Setting, inspect_outcomes
+from drift_weights.histogram import write_histogram
+from drift_weights.inspection import (
+    HISTOGRAM_EDGES,
+    Inspection,
+    Setting,
+    beta_for_ess,
+    grid,
+    inspect_ledger,
+)
+from drift_weights.outputs import Form, reweight_file
 from drift_weights.returns import GAMMA, LAM
-from drift_weights.reweighting import WeightConfig
 from drift_weights.selections import Selection
-from drift_weights.sources import Weighed, reweight_file, weigh_file
+from drift_weights.sources import WeightedSource, weighable
 from drift_weights.types import Malformed
+from drift_weights.weighing import AllWrong, WeightConfig
 from drift_weights.weights import BETA
 
 
@@ -63,36 +76,52 @@ def reweight(
     gamma: float = GAMMA,
     lam: float = LAM,
     malformed: Malformed = "count",
+    all_wrong: AllWrong = "keep",
     group_size: int | None = None,
     selection: Selection = "drift",
+    form: Form | None = None,
+    format: str | None = None,
     group: str | list[str] | None = None,
-    correct: str = "correct",
-    length: str = "length",
-    unique: str = "unique",
+    correct: str | None = None,
+    length: str | None = None,
+    unique: str | None = None,
     return_column: str | None = None,
     threshold: float | None = None,
+    answers: Literal["responses"] | None = None,
+    messages: str = "messages",
+    prompt: str = "prompt",
+    completion: str = "completion",
     overwrite: bool = False,
 ) -> None:
-    """Turn trajectories into weighted terminal turns, or add a weight to each row of any log.
+    """Turn trajectories into weighted terminal turns, or give each row of any log its weight.
 
     Args:
-        input: a trajectories folder or Parquet file, or any .jsonl or .parquet table.
-        output: a folder for trajectories; a file of the input's format for any other table.
+        input: a trajectories or weighted folder, or a log in any known format.
+        output: a folder for turns, a file of the input's format for a log, a .parquet for a side file.
         beta: KL strength, above 0 (eq. 13).
         gamma: discount a turn, in (0, 1] (eq. 12).
         lam: repetition penalty, not negative (eq. 12).
         malformed: count a malformed answer as a value of its own, or skip it.
+        all_wrong: keep or drop groups without a success.
         group_size: the declared K; groups of another size are refused. A rollout declares its own.
-        selection: drift, or a baseline: sft-5turn, star-2turn, rft (trajectories only).
-        group: column or "[columns]" of a row's group; prompt_id, with round and policy if there.
+        selection: drift, or a baseline: sft-5turn, star-2turn, rft (of terminal turns).
+        form: log (the same log with a weight), turns (a folder of terminal turns) or side (row and weight).
+        format: of a log, where it is not to be recognised.
+        group: column or "[columns]" of a row's group, in place of the format's own.
         correct: column with 0 or 1.
         length: column with the number of turns.
         unique: column with the number of distinct answers.
         return_column: column that holds the return itself.
         threshold: from here on a value of `correct` is a success.
+        answers: responses takes the responses as answers where a log of several turns has none.
+        messages: column with the messages of a chat log.
+        prompt: column with the prompt of a chat log.
+        completion: column with the completion of a chat log.
         overwrite: replace the output, and a weight column that is not ours.
     """
-    config = WeightConfig(beta=beta, gamma=gamma, lam=lam, malformed=malformed, group_size=group_size)
+    config = WeightConfig(
+        beta=beta, gamma=gamma, lam=lam, malformed=malformed, all_wrong=all_wrong, group_size=group_size
+    )
     columns = Columns(
         group=tuple(group) if isinstance(group, list) else group,
         correct=correct,
@@ -100,11 +129,27 @@ def reweight(
         unique=unique,
         return_column=return_column,
         threshold=threshold,
+        answers=answers,
+        messages=messages,
+        prompt=prompt,
+        completion=completion,
     )
-    weighed = reweight_file(input, output, config, columns, selection, overwrite=overwrite)
+    with progress("rows read and written") as advance:
+        written = reweight_file(
+            input,
+            output,
+            config,
+            columns,
+            selection,
+            form=form,
+            format=format,
+            overwrite=overwrite,
+            advance=advance,
+        )
     console = Console()
-    console.print(f"wrote {output}", highlight=False)
-    _print_weighed(console, weighed, [beta], [gamma], [lam])
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    _print_notes(console, written.took, written.remarks)
+    print_inspection(console, written.inspection)
 
 
 def inspect(
@@ -113,30 +158,46 @@ def inspect(
     beta: float | list[float] | None = None,
     gamma: float | list[float] | None = None,
     lam: float | list[float] | None = None,
+    target_ess: float | None = None,
     malformed: Malformed = "count",
+    all_wrong: AllWrong = "keep",
     group_size: int | None = None,
+    format: str | None = None,
     group: str | list[str] | None = None,
-    correct: str = "correct",
-    length: str = "length",
-    unique: str = "unique",
+    correct: str | None = None,
+    length: str | None = None,
+    unique: str | None = None,
     return_column: str | None = None,
     threshold: float | None = None,
+    answers: Literal["responses"] | None = None,
+    messages: str = "messages",
+    prompt: str = "prompt",
+    completion: str = "completion",
+    plot: Path | None = None,
 ) -> None:
-    """Print group composition, effective sample size and weights, under one or many β, γ, λ.
+    """Print what was recognised, group composition, effective sample size and weights, under any β, γ, λ.
 
     Args:
-        input: a trajectories or weighted folder, or any .jsonl or .parquet table of outcomes.
+        input: a trajectories or weighted folder, or a log in any known format.
         beta: one value or a list such as "[0.05,0.1,0.2]"; a weighted folder's own, or 0.1.
         gamma: one value or a list; a weighted folder's own, or 0.9.
         lam: one value or a list; a weighted folder's own, or 0.5.
-        malformed: count a malformed answer as a value of its own, or skip it (trajectories only).
+        target_ess: look for the beta at which a group is worth so many equally weighted rows.
+        malformed: count a malformed answer as a value of its own, or skip it.
+        all_wrong: keep or drop groups without a success.
         group_size: the declared K; groups of another size are refused. A rollout declares its own.
-        group: column or "[columns]" of a row's group; prompt_id, with round and policy if there.
+        format: of a log, where it is not to be recognised.
+        group: column or "[columns]" of a row's group, in place of the format's own.
         correct: column with 0 or 1.
         length: column with the number of turns.
         unique: column with the number of distinct answers.
         return_column: column that holds the return itself; γ and λ then change nothing.
         threshold: from here on a value of `correct` is a success.
+        answers: responses takes the responses as answers where a log of several turns has none.
+        messages: column with the messages of a chat log.
+        prompt: column with the prompt of a chat log.
+        completion: column with the completion of a chat log.
+        plot: write the histogram as a picture, too (needs drift-weights[plot]).
     """
     columns = Columns(
         group=tuple(group) if isinstance(group, list) else group,
@@ -145,13 +206,65 @@ def inspect(
         unique=unique,
         return_column=return_column,
         threshold=threshold,
+        answers=answers,
+        messages=messages,
+        prompt=prompt,
+        completion=completion,
     )
-    asked = (beta, gamma, lam) != (None, None, None) or malformed != "count" or group_size is not None
-    config = WeightConfig(malformed=malformed, group_size=group_size) if asked else None
-    weighed = weigh_file(input, config, columns)
-    found = weighed.config
-    betas, gammas, lams = _list(beta, found.beta), _list(gamma, found.gamma), _list(lam, found.lam)
-    _print_weighed(Console(), weighed, betas, gammas, lams)
+    asked = WeightConfig(
+        malformed=malformed, all_wrong=all_wrong, group_size=group_size, lam=0.0 if lam == 0 else LAM
+    )
+    untouched = (beta, gamma, lam, target_ess, group_size) == (None,) * 5 and asked == WeightConfig()
+    with progress("rows read") as advance:
+        found = weighable(input, asked, columns, format=format, advance=advance)
+    stored = isinstance(found.source, WeightedSource) and untouched
+    config = found.source.config if isinstance(found.source, WeightedSource) else found.config
+    console = Console()
+    _print_notes(console, found.took, found.remarks)
+    if isinstance(found.source, WeightedSource):
+        _refuse_selection(found.source, stored)
+        if stored:
+            console.print(
+                f"Weights as they are stored, selection {found.source.selection}.", highlight=False
+            )
+    if target_ess is not None:
+        beta = beta_for_ess(found.ledger, target_ess, replace(config, group_size=None))
+        console.print(f"A mean ESS of {target_ess:g} a group needs --beta {beta:.4g}.", highlight=False)
+    configs = grid(config, _list(beta, config.beta), _list(gamma, config.gamma), _list(lam, config.lam))
+    inspection = inspect_ledger(found.ledger, configs, stored=stored)
+    print_inspection(console, inspection)
+    if plot is not None:
+        write_histogram(plot, inspection)
+        console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+
+
+def _refuse_selection(source: WeightedSource, stored: bool) -> None:
+    if source.selection != "drift" and not stored:
+        raise ValueError(
+            f"{source.path} holds the selection {source.selection}; look at other β, γ, λ in the "
+            "trajectories that it came from"
+        )
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int], None]]:
+    """Rows and rows a second on standard error while the block runs; quiet when that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed:,} " + doing),
+        TextColumn("{task.fields[speed]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=None, speed="")
+
+        def advance(rows: int) -> None:
+            bar.advance(task, rows)
+            done = bar.tasks[0]
+            speed = done.completed / done.elapsed if done.elapsed else 0.0
+            bar.update(task, speed=f"{speed:,.0f} rows/s")
+
+        yield advance
 
 
 def _list(value: float | list[float] | None, default: float) -> list[float]:
@@ -160,24 +273,19 @@ def _list(value: float | list[float] | None, default: float) -> list[float]:
     return value if isinstance(value, list) else [value]
 
 
-def _print_weighed(
-    console: Console,
-    weighed: Weighed,
-    betas: Sequence[float],
-    gammas: Sequence[float],
-    lams: Sequence[float],
-) -> None:
-    for remark in weighed.remarks:
-        console.print(f"[bold yellow]Note:[/] {remark}", highlight=False)
-    inspection = inspect_outcomes(
-        weighed.outcomes, betas=betas, gammas=gammas, lams=lams, weight_N=weighed.weight_N
-    )
-    print_inspection(console, inspection)
+def _print_notes(console: Console, took: dict[str, str], remarks: Sequence[str]) -> None:
+    for name, value in took.items():
+        console.print(f"[bold]{name + ':':<9}[/] {escape(value)}", highlight=False, soft_wrap=True)
+    for remark in remarks:
+        console.print(f"[bold yellow]Note:[/] {escape(remark)}", highlight=False)
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Composition, one row a setting, alarms, and the histogram of each."""
-    sizes = ", ".join(f"{count} of {size}" for size, count in inspection.group_sizes.items())
+    sizes = ", ".join(
+        f"{count} {'group' if count == 1 else 'groups'} of {size}"
+        for size, count in inspection.group_sizes.items()
+    )
     console.print(
         f"{inspection.rows} rows in {sum(inspection.group_sizes.values())} groups: {sizes}",
         highlight=False,
@@ -205,6 +313,21 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     if len(inspection.settings) == 1:
         _print_bound(console, inspection.settings[0])
     _print_histogram(console, inspection.settings)
+    if len(inspection.settings) == 1:
+        _print_cost(console, inspection.settings[0], inspection.rows)
+
+
+def _print_cost(console: Console, setting: Setting, rows: int) -> None:
+    """What leaving out the lightest rows would cost and save."""
+    table = Table(title="Training without the rows below a weight")
+    for heading in ("w <", "rows saved", "tokens saved", "weight lost"):
+        table.add_column(heading, justify="right")
+    all_tokens = sum(setting.tokens) if setting.tokens is not None else 0
+    for edge in (1e-4, 1e-3, 1e-2, 0.1):
+        fewer, mass, tokens = setting.below(edge)
+        saved = f"{tokens / all_tokens:.1%}" if tokens is not None and all_tokens else "–"
+        table.add_row(f"{edge:g}", f"{fewer} ({fewer / rows:.1%})", saved, f"{mass:.2%}")
+    console.print(table)
 
 
 def _print_composition(console: Console, inspection: Inspection) -> None:

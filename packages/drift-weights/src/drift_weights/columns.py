@@ -2,158 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drift_weights.outcomes import GROUP_KEY, Outcomes
+from drift_weights.outcomes import GROUP_KEY, Outcomes, RowError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """Which columns of a foreign table say what.
+    """Which columns of a foreign log say what; None is the format's own choice.
 
     Give `return_column`, or let the return be computed from `correct`, `length` and `unique`. Where a
-    table has neither `length` nor `unique`, every row is one turn (L = E = 1).
+    table has neither `length` nor `unique` nor a dialogue, every row is one turn (L = E = 1).
     """
 
     group: str | tuple[str, ...] | None = None
-    """Column or columns that name a row's group. None is the contract's key: `prompt_id`, and `round`
-    and `policy` where the table has them. A log that mixes policies on purpose names `prompt_id`."""
-    correct: str = "correct"
-    length: str = "length"
-    unique: str = "unique"
+    """Column or columns that name a row's group. None is the format's own; in a plain table the
+    contract's key: `prompt_id`, and `round` and `policy` where the table has them. A log that mixes
+    policies on purpose names `prompt_id`."""
+    correct: str | None = None
+    """Column with 0 or 1, or with a score that `threshold` explains; `correct` in a plain table."""
+    length: str | None = None
+    """Column with L; `length` in a plain table."""
+    unique: str | None = None
+    """Column with E; `unique` in a plain table."""
     return_column: str | None = None
+    """Column with the return itself, in place of eq. 12."""
     threshold: float | None = None
     """A `correct` value from here on is a success; without it only 0, 1, true and false are taken."""
+    answers: Literal["responses"] | None = None
+    """`responses` takes the responses themselves as answers, where a log of several turns has none."""
+    messages: str = "messages"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    """Columns of a chat log."""
 
-    def groups(self, present: Sequence[str]) -> list[str]:
-        """The columns that name the group in a table with the columns `present`."""
-        if self.group is None:
-            return ["prompt_id", *(name for name in GROUP_KEY[1:] if name in present)]
-        return [self.group] if isinstance(self.group, str) else list(self.group)
-
-    def needed(self, present: Sequence[str]) -> list[str]:
-        """The columns to read from a table that has the columns `present`.
+    def plain(self, present: Sequence[str]) -> Plain:
+        """What to read from a table that has the columns `present`.
 
         Raises:
             ValueError: a column that is missing, or one of `length` and `unique` without the other.
         """
-        names = self.groups(present)
-        if self.group is None and "sample" in present:
-            names.append("sample")
+        correct, length = self.correct or "correct", self.length or "length"
+        unique = self.unique or "unique"
+        group = self.groups(present)
+        sample = "sample" if self.group is None and "sample" in present else None
         if self.return_column is not None:
-            names += [self.return_column, *(name for name in [self.correct] if name in present)]
-            return self._present(names, present)
-        pair = [name for name in (self.length, self.unique) if name in present]
-        if len(pair) == 1:
-            other = self.unique if pair[0] == self.length else self.length
-            raise ValueError(
-                f"column {pair[0]!r} is there but {other!r} is not; name both or neither: without the "
-                "number of distinct answers the penalty of eq. 12 cannot be computed"
-            )
-        return self._present([*names, self.correct, *pair], present)
-
-    def _present(self, names: list[str], present: Sequence[str]) -> list[str]:
-        missing = [name for name in names if name not in present]
+            solved = correct if self.correct or correct in present else None
+            needed = [*group, self.return_column, *([solved] if solved else [])]
+            found = Plain(group=group, sample=sample, correct=solved, returns=self.return_column)
+        else:
+            pair = [name for name in (length, unique) if name in present]
+            if len(pair) == 1:
+                other = unique if pair[0] == length else length
+                raise ValueError(
+                    f"column {pair[0]!r} is there but {other!r} is not; name both or neither: without the "
+                    "number of distinct answers the penalty of eq. 12 cannot be computed"
+                )
+            needed = [*group, correct, *pair]
+            lengths, uniques = pair or (None, None)
+            found = Plain(group=group, sample=sample, correct=correct, length=lengths, unique=uniques)
+        missing = [name for name in needed if name not in present]
         if missing:
             raise ValueError(
                 f"no column {', '.join(map(repr, missing))}; there are {', '.join(present)}; name the "
                 "columns that hold the group (--group) and either the return (--return-column) or the "
                 "outcome (--correct, --length, --unique)"
             )
-        return list(dict.fromkeys(names))
+        return found
+
+    def groups(self, present: Sequence[str]) -> tuple[str, ...]:
+        """The columns that name the group in a table with the columns `present`."""
+        if self.group is None:
+            return ("prompt_id", *(name for name in GROUP_KEY[1:] if name in present))
+        return (self.group,) if isinstance(self.group, str) else self.group
 
 
-def outcomes_of_columns(values: Mapping[str, list[Any]], columns: Columns) -> Outcomes:
-    """Outcomes of a foreign table.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """The columns of one table that hold the parts of an outcome as they are."""
+
+    group: tuple[str, ...]
+    sample: str | None = None
+    correct: str | None = None
+    returns: str | None = None
+    length: str | None = None
+    unique: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every column, once."""
+        named = (*self.group, self.sample, self.correct, self.returns, self.length, self.unique)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+def outcomes_of_columns(
+    values: Mapping[str, pa.Array], plain: Plain, threshold: float | None = None
+) -> Outcomes:
+    """Outcomes of a batch of a foreign table.
 
     Args:
-        values: the columns that `Columns.needed` names, as Python values.
+        values: the columns that `plain` names, as Arrow arrays (`arrow_values` makes them of lists).
+        threshold: from here on a value of `correct` is a success.
 
     Raises:
-        ValueError: no rows, a null or a foreign value (row and column are named), group keys of
-            several types, a sample that a group holds twice, a `correct` other than 0 and 1 while
-            no threshold is named.
+        RowError: a null or a foreign value, a `correct` other than 0 and 1 while no threshold is named.
     """
-    names = columns.groups(list(values))
-    group_N = _group_keys(values, names)
-    if columns.group is None and "sample" in values:
-        _refuse_repeated(group_N, values["sample"], names)
-    if columns.return_column is not None:
-        returns = _numbers(values[columns.return_column], columns.return_column)
-        solved = _solved(values, columns) if columns.correct in values else None
-        return Outcomes(group_N=group_N, solved_N=solved, return_N=returns)
-    ones = np.ones(len(group_N))
+    rows = len(values[plain.group[0]])
+    length_N = unique_N = np.ones(rows, np.int64)
+    if plain.length is not None and plain.unique is not None:
+        length_N = _whole(values[plain.length], plain.length)
+        unique_N = _whole(values[plain.unique], plain.unique)
+    solved = None if plain.correct is None else solved_rows(values[plain.correct], plain.correct, threshold)
     return Outcomes(
-        group_N=group_N,
-        solved_N=_solved(values, columns),
-        length_N=_numbers(values[columns.length], columns.length) if columns.length in values else ones,
-        unique_N=_numbers(values[columns.unique], columns.unique) if columns.unique in values else ones,
+        key_columns=tuple(key_column(values[name], name) for name in plain.group),
+        solved_N=solved,
+        length_N=length_N,
+        unique_N=unique_N,
+        counted_N=length_N,
+        return_N=None if plain.returns is None else numbers(values[plain.returns], plain.returns),
+        sample=None if plain.sample is None else _samples(values[plain.sample], plain.sample),
     )
 
 
-def _group_keys(values: Mapping[str, list[Any]], names: Sequence[str]) -> list[Hashable]:
-    if not values[names[0]]:
-        raise ValueError("there are no rows")
-    for name in names:
-        _refuse_mixed_keys(values[name], name)
-    if len(names) == 1:
-        return values[names[0]]
-    return list(zip(*(values[name] for name in names), strict=True))
+def arrow_values(values: Sequence[Any], name: str) -> pa.Array:
+    """Python values as one Arrow array.
+
+    Raises:
+        RowError: values of several kinds; the first that is unlike its predecessors is named.
+    """
+    try:
+        return pa.array(values, from_pandas=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, pa.ArrowNotImplementedError):
+        pass
+    if all(isinstance(value, bool | int | float | Decimal | np.number | np.bool_) for value in values):
+        return pa.array([float(value) for value in values], pa.float64())
+    kinds = [_kind(value) for value in values]
+    first = next(kind for kind in kinds if kind != "null")
+    row = next((row for row, kind in enumerate(kinds) if kind not in (first, "null")), 0)
+    raise RowError(
+        row, f"{name!r} is {_shown(values[row])} ({kinds[row]}), earlier rows hold {first}; use one type"
+    )
 
 
-def _solved(values: Mapping[str, list[Any]], columns: Columns) -> NDArray[np.bool_]:
-    correct = _numbers(values[columns.correct], columns.correct)
-    if columns.threshold is not None:
+def key_column(column: pa.Array, name: str) -> pa.Array:
+    """A column as part of a group key: strings, or whole numbers.
+
+    Raises:
+        RowError: a null or NaN, a value that is neither a string nor a number.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.null_count or pa.types.is_floating(column.type):
+        missing_N = column.is_null(nan_is_null=pa.types.is_floating(column.type))
+        row = pc.index(missing_N, True).as_py()
+        if row >= 0:
+            raise RowError(row, f"{name!r} is null; every row needs its group")
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return column.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        raise RowError(
+            0, f"{name!r} is {_shown(column[0].as_py())}; a group key must be a string or a number"
+        )
+    return column.cast(pa.string())
+
+
+def numbers(column: pa.Array, name: str) -> NDArray[np.float64]:
+    """A column of numbers or booleans as floats, shape [N].
+
+    Raises:
+        RowError: a null, or a value that is no number.
+    """
+    kind = column.type
+    known = (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+    if column.null_count or not known:
+        row = pc.index(column.is_null(), True).as_py() if column.null_count and known else 0
+        shown = "null" if column[row].as_py() is None else repr(column[row].as_py())
+        raise RowError(row, f"{name!r} is {shown}, expected a number; fix or drop its group")
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def solved_rows(column: pa.Array, name: str, threshold: float | None) -> NDArray[np.bool_]:
+    """Which rows are a success: 1, or at least `threshold`, shape [N].
+
+    Raises:
+        RowError: a null, no number, NaN, or neither 0 nor 1 while there is no threshold.
+    """
+    correct = numbers(column, name)
+    if threshold is not None:
         if np.isnan(correct).any():
-            row = int(np.argmax(np.isnan(correct)))
-            raise ValueError(f"row {row}: {columns.correct!r} is NaN; fix or drop its group")
-        return np.asarray(correct >= columns.threshold)
+            raise RowError(int(np.argmax(np.isnan(correct))), f"{name!r} is NaN; fix or drop its group")
+        return np.asarray(correct >= threshold)
     strange_N = (correct != 0) & (correct != 1)
     if strange_N.any():
         row = int(np.argmax(strange_N))
-        raise ValueError(
-            f"row {row}: {columns.correct!r} is {correct[row]:g}, neither 0 nor 1; name it as the return "
-            "column (--return-column), or give the threshold from which it counts as correct (--threshold)"
+        raise RowError(
+            row,
+            f"{name!r} is {correct[row]:g}, neither 0 nor 1; name it as the return column "
+            "(--return-column), or give the threshold from which it counts as correct (--threshold)",
         )
     return np.asarray(correct == 1)
 
 
-def _refuse_mixed_keys(values: Sequence[Any], name: str) -> None:
-    first = type(values[0])
-    for row, key in enumerate(values):
-        if key is None or key != key:
-            raise ValueError(f"row {row}: {name!r} is null; every row needs its group")
-        if type(key) is not first:
-            raise ValueError(
-                f"row {row}: {name!r} is {type(key).__name__} {key!r}, earlier rows hold "
-                f"{first.__name__}; give every group key one type"
-            )
-        if isinstance(key, (dict, list)):
-            raise ValueError(f"row {row}: {name!r} is {key!r}; a group key must be a string or a number")
+def _whole(column: pa.Array, name: str) -> NDArray[np.int64]:
+    values = numbers(column, name)
+    broken_N = ~(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**53))
+    if broken_N.any():
+        row = int(np.argmax(broken_N))
+        raise RowError(row, f"{name!r} is {values[row]:g}, expected a whole number; fix or drop its group")
+    return values.astype(np.int64)
 
 
-def _refuse_repeated(group_N: Sequence[Hashable], samples: Sequence[Any], names: Sequence[str]) -> None:
-    first: dict[tuple[Hashable, Any], int] = {}
-    for row, (group, sample) in enumerate(zip(group_N, samples, strict=True)):
-        if isinstance(sample, (dict, list)):
-            raise ValueError(f"row {row}: 'sample' is {sample!r}, expected a number or a string")
-        before = first.setdefault((group, sample), row)
-        if before != row:
-            raise ValueError(
-                f"row {row}: sample {sample!r} of this {', '.join(names)} is in row {before} already; keep "
-                "one of them"
-            )
+def _samples(column: pa.Array, name: str) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        raise RowError(0, f"{name!r} is {_shown(column[0].as_py())}, expected a number or a string")
+    return column
 
 
-def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
-    for row, value in enumerate(values):
-        if not isinstance(value, (bool, int, float, Decimal, np.bool_, np.number)):
-            found = "null" if value is None else repr(value)
-            raise ValueError(f"row {row}: {name!r} is {found}, expected a number; fix or drop its group")
-    return np.asarray(values, dtype=np.float64)
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    for kind, name in ((str, "str"), (bool, "bool"), (int, "int"), (float, "float")):
+        if isinstance(value, kind):
+            return name
+    return type(value).__name__
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

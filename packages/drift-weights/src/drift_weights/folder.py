@@ -10,25 +10,116 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift_weights.schema import FORMAT_VERSION, SCHEMAS, check
+from drift_weights.writers import sync
 
 MANIFEST = "drift.json"
 _OURS = ("drift-weights", "drift-rollout", "drift-train", "drift-eval")
 ROW_GROUP = 8192
 """Rows of a Parquet row group; small enough to stream."""
+SHARD_BYTES = 450_000_000
+"""A shard is ended when it reaches this; with its last rows it stays below 500 MB."""
+
+
+class FolderWriter:
+    """A folder that is written shard by shard and appears whole, at the end, or not at all.
+
+    An overwritten folder is moved aside first; a kill in that moment leaves it as `.NAME.old`.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty, unless `overwrite`.
+        kind: `trajectories` or `weighted`.
+
+    Raises:
+        FileExistsError: the folder holds something and `overwrite` is off.
+    """
+
+    def __init__(self, path: Path, kind: str, *, overwrite: bool = False) -> None:
+        refuse_existing(path, overwrite=overwrite)
+        if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
+            raise FileExistsError(
+                f"{path} is no folder of drift data; remove it yourself or choose another"
+            )
+        self.path, self.kind = path, kind
+        self._scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        self._shards: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        (self._scratch / "data").mkdir(parents=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows.
+
+        Raises:
+            ValueError: the table does not fit the schema.
+        """
+        checked = check(table, SCHEMAS[self.kind], source=f"the {self.kind} table for {self.path}")
+        file = self._shard()
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(file, checked.schema, compression="zstd")
+        self._writer.write_table(checked, row_group_size=ROW_GROUP)
+        self._rows += checked.num_rows
+        self.rows += checked.num_rows
+        if file.stat().st_size >= SHARD_BYTES:
+            self._end_shard()
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, and put the folder in its place.
+
+        Raises:
+            ValueError: no rows were written.
+        """
+        self._end_shard()
+        if not self._shards:
+            raise ValueError(f"there are no rows for {self.path}")
+        found = {
+            "format": FORMAT_VERSION,
+            "kind": self.kind,
+            "made_by": {name: version(name) for name in _OURS if find_spec(name.replace("-", "_"))},
+            "rows": self.rows,
+            "shards": self._shards,
+        }
+        # What was found out just now is not overruled by a manifest that was carried along.
+        write_json(self._scratch / MANIFEST, {**manifest, **found})
+        sync(self._scratch / MANIFEST)
+        sync(self._scratch)
+        _swap(self._scratch, self.path)
+        sync(self.path.parent)
+
+    def _shard(self) -> Path:
+        return self._scratch / "data" / f"part-{len(self._shards):05d}.parquet"
+
+    def _end_shard(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        file = self._shard()
+        sync(file)
+        entry = {"file": f"data/{file.name}", "rows": self._rows, "sha256": file_sha256(file)}
+        self._shards.append(entry)
+        self._rows = 0
 
 
 def write_folder(
     path: Path, table: pa.Table, kind: str, manifest: Mapping[str, Any], *, overwrite: bool = False
 ) -> Path:
     """Write one table and its manifest as a folder that appears whole or not at all.
-
-    An overwritten folder is moved aside first; a kill in that moment leaves it as `.NAME.old`.
 
     Args:
         path: the folder to make; it must not exist, or be empty, unless `overwrite`.
@@ -40,17 +131,9 @@ def write_folder(
         ValueError: the table does not fit its schema.
         FileExistsError: the folder holds something and `overwrite` is off.
     """
-    refuse_existing(path, overwrite=overwrite)
-    if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
-        raise FileExistsError(f"{path} is no folder of drift data; remove it yourself or choose another")
-    checked = check(table, SCHEMAS[kind], source=f"the {kind} table for {path}")
-    scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        _write_parts(scratch, checked, kind, manifest)
-        _swap(scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with FolderWriter(path, kind, overwrite=overwrite) as folder:
+        folder.write(table)
+        folder.finish(manifest)
     return path
 
 
@@ -77,11 +160,26 @@ def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
         ValueError: another kind or major format, a shard that is missing or not the one vouched for.
         FileNotFoundError: no manifest there.
     """
+    files, manifest = folder_shards(path, kind)
+    tables = [pq.read_table(file) for file in files]
+    table = check(pa.concat_tables(tables), SCHEMAS[kind], source=str(path))
+    if table.num_rows != manifest.get("rows"):
+        raise ValueError(f"{path} has {table.num_rows} rows, its {MANIFEST} says {manifest.get('rows')}")
+    return table, manifest
+
+
+def folder_shards(path: Path, kind: str) -> tuple[list[Path], dict[str, Any]]:
+    """The shards of a folder of `kind` in order, each with its hash verified, and the manifest.
+
+    Raises:
+        ValueError: another kind or major format, a shard that is missing or not the one vouched for.
+        FileNotFoundError: no manifest there.
+    """
     manifest = read_manifest(path)
     if manifest["kind"] != kind:
         hint = "; run drift-weights reweight on it first" if kind == "weighted" else ""
         raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}{hint}")
-    tables = []
+    files = []
     for shard in manifest["shards"]:
         if not isinstance(shard, dict) or not {"file", "sha256"} <= shard.keys():
             raise ValueError(f"{path / MANIFEST}: a shard without file and sha256; fetch or write it again")
@@ -90,11 +188,8 @@ def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
             raise ValueError(f"{path}: shard {shard['file']} is missing; fetch or write the folder again")
         if file_sha256(file) != shard["sha256"]:
             raise ValueError(f"{file} is not the file that {MANIFEST} vouches for (sha256 differs)")
-        tables.append(pq.read_table(file))
-    table = check(pa.concat_tables(tables), SCHEMAS[kind], source=str(path))
-    if table.num_rows != manifest.get("rows"):
-        raise ValueError(f"{path} has {table.num_rows} rows, its {MANIFEST} says {manifest.get('rows')}")
-    return table, manifest
+        files.append(file)
+    return files, manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -120,22 +215,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade"
         )
     return manifest
-
-
-def _write_parts(folder: Path, table: pa.Table, kind: str, manifest: Mapping[str, Any]) -> None:
-    (folder / "data").mkdir(parents=True)
-    shard = folder / "data" / "part-00000.parquet"
-    pq.write_table(table, shard, compression="zstd", row_group_size=ROW_GROUP)
-    entry = {"file": "data/part-00000.parquet", "rows": table.num_rows, "sha256": file_sha256(shard)}
-    found = {
-        "format": FORMAT_VERSION,
-        "kind": kind,
-        "made_by": {name: version(name) for name in _OURS if find_spec(name.replace("-", "_"))},
-        "rows": table.num_rows,
-        "shards": [entry],
-    }
-    # What was found out just now is not overruled by a manifest that was carried along.
-    write_json(folder / MANIFEST, {**manifest, **found})
 
 
 def is_folder(path: Path) -> bool:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from drift_weights.columns import arrow_values
+
 _KINDS = {
     ("pyarrow", "Table"): "arrow",
     ("pandas", "DataFrame"): "pandas",
@@ -39,17 +41,31 @@ def frame_columns(data: Any) -> list[str]:
     return [str(name) for name in (data.columns if kind in ("pandas", "polars") else data.column_names)]
 
 
-def frame_values(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Some columns as lists of Python values; no other column is touched."""
+def frame_arrays(data: Any, names: Sequence[str]) -> dict[str, pa.Array]:
+    """Some columns as Arrow arrays; no other column is touched.
+
+    Raises:
+        RowError: a column of several kinds of values.
+    """
     kind = frame_kind(data)
     if kind == "arrow":
-        return {name: data.column(name).to_pylist() for name in names}
+        return {name: _one(data.column(name)) for name in names}
     if kind == "datasets":
-        plain = data.with_format(None)
-        return {name: list(plain[name]) for name in names}
+        table = data.select_columns(list(names)).with_format("arrow")[:]
+        return {name: _one(table.column(name)) for name in names}
     if kind == "polars":
-        return {name: data[name].to_list() for name in names}
-    return {name: data[name].tolist() for name in names}
+        return {name: _one(data[name].to_arrow()) for name in names}
+    return {name: _of_pandas(data[name], name) for name in names}
+
+
+def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _of_pandas(column: Any, name: str) -> pa.Array:
+    # NaN stays NaN: it is refused with another message than a null.
+    values = column.to_numpy()
+    return pa.array(values) if values.dtype.kind in "biuf" else arrow_values(column.tolist(), name)
 
 
 def frame_with_weight(data: Any, weight_N: NDArray[np.float64]) -> Any:

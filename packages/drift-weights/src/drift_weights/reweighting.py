@@ -1,53 +1,23 @@
-"""From trajectories, or any table of outcomes, to weights. Suffix legend: N rows."""
+"""Weights for what is in memory: trajectories, or any table of outcomes. Suffix legend: N rows."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift_weights.checking import check_trajectories
 from drift_weights.columns import Columns, outcomes_of_columns
-from drift_weights.frames import frame_columns, frame_values, frame_with_weight
-from drift_weights.outcomes import (
-    Outcomes,
-    outcomes_of_trajectories,
-    refuse_other_sizes,
-    whole_trajectories,
-)
-from drift_weights.returns import GAMMA, LAM
+from drift_weights.frames import frame_arrays, frame_columns, frame_with_weight
+from drift_weights.ledger import Ledger
+from drift_weights.outcomes import GROUP_KEY, Outcomes, RowError, outcomes_of_trajectories
 from drift_weights.schema import WEIGHTED
-from drift_weights.types import Malformed
-from drift_weights.weights import BETA, group_codes, group_weights
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightConfig:
-    """How returns and weights are made; the paper's values by default (D.2).
-
-    Raises:
-        ValueError: an unknown policy on malformed answers, or a group size below 1.
-    """
-
-    beta: float = BETA
-    """β > 0, KL strength (eq. 13)."""
-    gamma: float = GAMMA
-    """γ in (0, 1], discount a turn (eq. 12)."""
-    lam: float = LAM
-    """λ ≥ 0, repetition penalty (eq. 12)."""
-    malformed: Malformed = "count"
-    """`count`: a malformed answer is one value of its own; `skip`: the released code's rule."""
-    group_size: int | None = None
-    """The declared K; groups of another size are refused. None takes groups as they come."""
-
-    def __post_init__(self) -> None:
-        if self.malformed not in get_args(Malformed):
-            raise ValueError(f"malformed must be count or skip, got {self.malformed!r}")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+from drift_weights.weighing import Weighing, WeightConfig
 
 
 def weighted_turns(
@@ -70,11 +40,16 @@ def weighted_turns(
             or nothing left.
     """
     config = config or WeightConfig()
-    table, omitted = whole_trajectories(trajectories)
+    table = check_trajectories(trajectories)
     outcomes = outcomes_of_trajectories(table, config.malformed)
-    returns, weights = weigh(outcomes, config)
-    made = {"weighting": asdict(config), "omitted_groups": omitted}
-    return _weighted_table(table, outcomes, returns, weights), made
+    weighing = Weighing(ledger_of(lambda: [outcomes]), config)
+    (batch,) = weighing.batches()
+    keep_N = np.ones(len(outcomes), bool) if batch.keep_N is None else batch.keep_N
+    size_N = weighing.ledger.size_G[batch.entry.code_N]
+    turns = weighted_batch(table, outcomes, batch.return_N, batch.weight_N, size_N)
+    unscored = table.filter(pa.array(weighing.ledger.omitted_G()[batch.entry.code_N]))
+    made = {"weighting": asdict(config), "omitted_groups": omitted_groups(unscored)}
+    return turns.filter(pa.array(keep_N)), made
 
 
 def reweight(data: Any, config: WeightConfig | None = None, *, columns: Columns | None = None) -> Any:
@@ -90,33 +65,84 @@ def reweight(data: Any, config: WeightConfig | None = None, *, columns: Columns 
 
     Raises:
         ValueError: no rows, a missing or null column, a value out of range (row and column are
-            named), a `weight` that is there already.
+            named), a `weight` that is there already, groups to be dropped.
         TypeError: another kind of object.
     """
     config, columns = config or WeightConfig(), columns or Columns()
     present = frame_columns(data)
     if "weight" in present:
         raise ValueError("the data have a column 'weight' already; rename or drop it first")
-    values = frame_values(data, columns.needed(present))
-    _, weights = weigh(outcomes_of_columns(values, columns), config)
-    return frame_with_weight(data, weights)
+    if config.all_wrong == "drop":
+        raise ValueError("a frame keeps its rows; drop all-wrong groups yourself, or reweight a file")
+    plain = columns.plain(present)
+    arrays = frame_arrays(data, plain.names)
+    outcomes = outcomes_of_columns(arrays, plain, columns.threshold)
+    weighing = Weighing(ledger_of(lambda: [outcomes]), config)
+    (batch,) = weighing.batches()
+    return frame_with_weight(data, batch.weight_N)
 
 
-def weigh(outcomes: Outcomes, config: WeightConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns and weights of outcomes: R (eq. 12) and w (eq. 13), each of shape [N].
+def ledger_of(
+    batches: Callable[[], Iterable[Outcomes]], place: Callable[[int], str] = "row {}".format
+) -> Ledger:
+    """A ledger of all batches.
+
+    Args:
+        batches: makes the batches; called again to say which rows hold a sample twice.
+        place: how a user finds a row.
 
     Raises:
-        ValueError: a value out of range, or a group of another size than declared.
+        ValueError: a value out of range, or a sample that a group holds twice.
     """
-    refuse_other_sizes(outcomes.group_N, config.group_size)
-    returns = outcomes.returns(gamma=config.gamma, lam=config.lam)
-    return returns, group_weights(returns, outcomes.group_N, beta=config.beta)
+    ledger = Ledger()
+    for outcomes in batches():
+        try:
+            ledger.add(outcomes)
+        except RowError as error:
+            raise ValueError(f"{place(error.row)}: {error.says}") from error
+    repeated = ledger.repeats.first_group()
+    if repeated is not None:
+        first, second, sample = _repetition(ledger, batches(), repeated)
+        raise ValueError(
+            f"{place(second)}: sample {sample!r} of its group is in {place(first)} already; keep one of "
+            "them"
+        )
+    return ledger
 
 
-def _weighted_table(
-    table: pa.Table, outcomes: Outcomes, returns: NDArray[np.float64], weights: NDArray[np.float64]
+def _repetition(ledger: Ledger, batches: Iterable[Outcomes], group: int) -> tuple[int, int, Any]:
+    """Two rows of a group with one sample, and the sample."""
+    seen: dict[Any, int] = {}
+    for entry, outcomes in zip(ledger.entries(), batches, strict=True):
+        if outcomes.sample is None:
+            continue
+        for row in np.flatnonzero(entry.code_N == group).tolist():
+            sample = outcomes.sample[row].as_py()
+            if sample is None:
+                continue
+            before = seen.setdefault(sample, entry.first_row + row)
+            if before != entry.first_row + row:
+                return before, entry.first_row + row, sample
+    raise AssertionError(f"group {group} holds no sample twice")
+
+
+def omitted_groups(unscored: pa.Table) -> list[dict[str, Any]]:
+    """The distinct groups of some rows, in order, as the manifest lists them."""
+    if unscored.num_rows == 0:
+        return []
+    found = unscored.select(GROUP_KEY).group_by(list(GROUP_KEY)).aggregate([])
+    order = [(name, "ascending") for name in GROUP_KEY]
+    return [{name: row[name] for name in GROUP_KEY} for row in found.sort_by(order).to_pylist()]
+
+
+def weighted_batch(
+    table: pa.Table,
+    outcomes: Outcomes,
+    return_N: NDArray[np.float64],
+    weight_N: NDArray[np.float64],
+    size_N: NDArray[np.integer],
 ) -> pa.Table:
-    code_N, _ = group_codes(outcomes.group_N)
+    """The WEIGHTED rows of some TRAJECTORIES rows."""
     turns = table.column("turns").combine_chunks()
     last_N = pc.subtract(pc.cumulative_sum(pc.list_value_length(turns)), 1)
     terminal = turns.flatten().take(last_N)
@@ -124,19 +150,26 @@ def _weighted_table(
     columns = {name: table.column(name) for name in kept}
     columns |= {
         "prompt": pa.array(_terminal_prompts(table), type=WEIGHTED.field("prompt").type),
-        "completion": _completions(terminal.field("response")),
-        "weight": pa.array(weights),
-        "return": pa.array(returns),
+        "completion": completions(terminal.field("response")),
+        "weight": pa.array(weight_N),
+        "return": pa.array(return_N),
         "length": pa.array(outcomes.length_N).cast(pa.int32()),
         "unique_answers": pa.array(outcomes.unique_N).cast(pa.int32()),
         "counted": pa.array(outcomes.counted_N).cast(pa.int32()),
-        "penalty": pa.array(np.zeros(len(weights))),
+        "penalty": pa.array(np.zeros(len(weight_N))),
         "solved": pa.array(outcomes.solved_N),
-        "group_size": pa.array(np.bincount(code_N)[code_N], pa.int32()),
+        "group_size": pa.array(size_N).cast(pa.int32()),
         "finish_reason": terminal.field("finish_reason"),
         "input_ids": table.column("token_ids"),
     }
     return pa.table([columns[name] for name in WEIGHTED.names], schema=WEIGHTED)
+
+
+def completions(responses: pa.StringArray) -> pa.ListArray:
+    """Each response as a list of one assistant message."""
+    roles = pa.array(["assistant"] * len(responses))
+    messages = pa.StructArray.from_arrays([roles, responses], names=["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(responses) + 1), pa.int32()), messages)
 
 
 def _terminal_prompts(table: pa.Table) -> list[list[dict[str, str]]]:
@@ -150,9 +183,3 @@ def _terminal_prompts(table: pa.Table) -> list[list[dict[str, str]]]:
             prompt.append({"role": "user", "content": turn["feedback"]})
         prompts.append(prompt)
     return prompts
-
-
-def _completions(responses: pa.StringArray) -> pa.ListArray:
-    roles = pa.array(["assistant"] * len(responses))
-    messages = pa.StructArray.from_arrays([roles, responses], names=["role", "content"])
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(responses) + 1), pa.int32()), messages)

@@ -27,6 +27,14 @@ def select(weighted: pa.Table, selection: Selection) -> pa.Table:
     Raises:
         ValueError: an unknown selection, or one that keeps no row.
     """
+    kept = select_some(weighted, selection)
+    if kept.num_rows == 0:
+        raise ValueError(f"selection {selection!r} keeps none of {weighted.num_rows} rows")
+    return kept
+
+
+def select_some(weighted: pa.Table, selection: Selection) -> pa.Table:
+    """As `select`, for a part of a table, which may keep no row."""
     if selection not in SELECTIONS:
         raise ValueError(f"selection {selection!r} is not one of {', '.join(SELECTIONS)}")
     if selection == "drift":
@@ -37,7 +45,5 @@ def select(weighted: pa.Table, selection: Selection) -> pa.Table:
         if selection == "star-2turn":
             keep = pc.and_(keep, pc.equal(weighted.column("length"), 2))
         kept = weighted.filter(keep)
-    if kept.num_rows == 0:
-        raise ValueError(f"selection {selection!r} keeps none of {weighted.num_rows} rows")
     index = kept.schema.get_field_index("weight")
     return kept.set_column(index, kept.schema.field("weight"), pa.array(np.ones(kept.num_rows)))

@@ -1,236 +1,239 @@
-"""What the commands read and write: trajectories, weighted turns, logs and what vouches for them."""
+"""What the commands read: trajectories, weighted turns and logs, each as batches of outcomes."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from drift_weights.columns import Columns, outcomes_of_columns
-from drift_weights.files import (
-    JSONL_SUFFIXES,
-    PARQUET_SUFFIXES,
-    column_names,
-    file_format,
-    read_columns,
-    write_with_weight,
-)
-from drift_weights.folder import (
-    MANIFEST,
-    file_sha256,
-    is_folder,
-    read_folder,
-    read_manifest,
-    refuse_existing,
-    write_folder,
-    write_json,
-)
-from drift_weights.outcomes import (
-    Outcomes,
-    outcomes_of_trajectories,
-    outcomes_of_weighted,
-    refuse_other_sizes,
-    whole_trajectories,
-)
-from drift_weights.reweighting import WeightConfig, weigh, weighted_turns
-from drift_weights.schema import TRAJECTORIES, check
-from drift_weights.selections import Selection, select
+from drift_weights.checking import check_trajectories
+from drift_weights.columns import Columns
+from drift_weights.files import open_parquet
+from drift_weights.folder import MANIFEST, file_sha256, folder_shards, is_folder, read_manifest
+from drift_weights.ledger import Ledger
+from drift_weights.logs import OpenLog, open_log
+from drift_weights.outcomes import Outcomes, outcomes_of_trajectories, outcomes_of_weighted
+from drift_weights.reweighting import ledger_of
+from drift_weights.schema import WEIGHTED, check
+from drift_weights.types import Malformed
+from drift_weights.weighing import WeightConfig
+
+Advance = Callable[[int], None]
+TABLE_ROWS = 2048
+"""Rows with text held at a time."""
+
+
+class Source(Protocol):
+    """Something that weights can be made for."""
+
+    path: Path
+
+    def outcomes(self, advance: Advance | None = None) -> Iterator[Outcomes]:
+        """The outcomes of all rows, in batches, in order."""
+
+    def place(self, row: int) -> str:
+        """How a user finds a row."""
+
+
+@dataclass(kw_only=True)
+class TrajectorySource:
+    """A TRAJECTORIES folder or Parquet file."""
+
+    path: Path
+    files: list[Path]
+    manifest: dict[str, Any] | None
+    malformed: Malformed
+
+    def outcomes(self, advance: Advance | None = None) -> Iterator[Outcomes]:
+        """The outcomes of all rows, in batches, in order."""
+        for table in self.tables():
+            yield outcomes_of_trajectories(table, self.malformed)
+            if advance is not None:
+                advance(table.num_rows)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows, checked, in the same batches."""
+        for file, first, table in _tables(self.files):
+            yield check_trajectories(table, source=f"{file}, rows from {first}")
+
+    def place(self, row: int) -> str:
+        """How a user finds a row."""
+        return f"{self.path}, row {row}"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        if self.manifest is None:
+            return {"path": self.path.name, "sha256": file_sha256(self.path)}
+        return {"path": self.path.name, "manifest": self.manifest}
+
+
+@dataclass(kw_only=True)
+class WeightedSource:
+    """A WEIGHTED folder, whose weights may be made anew from what they were made of."""
+
+    path: Path
+    files: list[Path]
+    manifest: dict[str, Any]
+    config: WeightConfig = field(init=False)
+    """As the folder was made."""
+
+    def __post_init__(self) -> None:
+        stored = self.manifest.get("weighting", {})
+        known = ("beta", "gamma", "lam", "malformed")
+        self.config = WeightConfig(**{name: stored[name] for name in known if name in stored})
+
+    @property
+    def selection(self) -> str:
+        """The method whose rows it holds."""
+        return str(self.manifest.get("selection", "drift"))
+
+    def outcomes(self, advance: Advance | None = None) -> Iterator[Outcomes]:
+        """The outcomes of all rows, in batches, in order."""
+        brought = (self.manifest.get("columns") or {}).get("return_column") is not None
+        for table in self.tables():
+            outcomes = outcomes_of_weighted(table)
+            if brought:
+                # The log's own return, which eq. 12 does not give.
+                outcomes = replace(outcomes, return_N=table.column("return").to_numpy())
+            yield outcomes
+            if advance is not None:
+                advance(table.num_rows)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows, checked, in the same batches."""
+        for file, first, table in _tables(self.files):
+            yield check(table, WEIGHTED, source=f"{file}, rows from {first}")
+
+    def place(self, row: int) -> str:
+        """How a user finds a row."""
+        return f"{self.path}, row {row}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weighed:
-    """Outcomes with the weights that were written or found, and what a user should be told."""
+class Weighable:
+    """A source, its outcomes, the settings that hold for it, and what a user should be told."""
 
-    outcomes: Outcomes
-    weight_N: NDArray[np.float64] | None
-    """None where the outcomes are there but no weights yet."""
+    source: TrajectorySource | WeightedSource | OpenLog
+    ledger: Ledger
     config: WeightConfig
     remarks: tuple[str, ...] = ()
+    took: dict[str, str] = field(default_factory=dict)
+    """For a log: what was taken for prompt, turns, verdict, group and reward."""
 
 
-def reweight_file(
-    source: Path,
-    output: Path,
-    config: WeightConfig,
-    columns: Columns,
-    selection: Selection = "drift",
-    *,
-    overwrite: bool = False,
-) -> Weighed:
-    """Write weights for whatever `source` is; nothing is written on an error.
-
-    Trajectories become a folder of weighted turns; any other table comes back in its own format with
-    a `weight` column, beside an `OUT.drift.json` that vouches for it.
+def open_source(
+    path: Path, config: WeightConfig, columns: Columns, *, format: str | None = None
+) -> TrajectorySource | WeightedSource | OpenLog:
+    """Recognise what is there.
 
     Raises:
-        ValueError: bad input (file, row or group, and field are named); a selection of a plain table;
-            a `weight` column that is not ours.
-        FileExistsError: the output is there and `overwrite` is off.
-    """
-    refuse_existing(output, overwrite=overwrite)
-    trajectories = read_trajectories(source)
-    if trajectories is not None:
-        return _write_turns(*trajectories, output, config, selection, overwrite=overwrite)
-    if selection != "drift":
-        raise ValueError(f"--selection {selection} needs trajectories; {source} is a table of outcomes")
-    return _write_log(source, output, config, columns, overwrite=overwrite)
-
-
-def weigh_file(source: Path, config: WeightConfig | None, columns: Columns) -> Weighed:
-    """Outcomes of whatever `source` is; for a folder of weighted turns also the weights in it.
-
-    Args:
-        config: None takes the settings that a weighted folder was made with, or the paper's.
-    """
-    if is_folder(source) and read_manifest(source)["kind"] == "weighted":
-        return _weighted_folder(source, config)
-    settings = config or WeightConfig()
-    trajectories = read_trajectories(source)
-    if trajectories is None:
-        outcomes = _log_outcomes(source, columns)
-        remarks = _remarks(source, columns, outcomes)
-        refuse_other_sizes(outcomes.group_N, settings.group_size)
-        return Weighed(outcomes=outcomes, weight_N=None, config=settings, remarks=remarks)
-    table, origin = trajectories
-    settings = _with_declared_size(settings, origin)
-    whole, omitted = whole_trajectories(table)
-    outcomes = outcomes_of_trajectories(whole, settings.malformed)
-    refuse_other_sizes(outcomes.group_N, settings.group_size)
-    return Weighed(outcomes=outcomes, weight_N=None, config=settings, remarks=_omitted(omitted))
-
-
-def read_trajectories(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
-    """A TRAJECTORIES table and what is known of its origin; None for any other kind of input.
-
-    Raises:
-        ValueError: a folder of another kind or without a manifest, or a table that does not fit.
+        FileNotFoundError: nothing is.
+        ValueError: a folder that is not ours, a shard that was changed, a log of no known format.
     """
     if is_folder(path):
-        table, manifest = read_folder(path, "trajectories")
-        return table, {"path": path.name, "manifest": manifest}
+        kind = read_manifest(path)["kind"]
+        if kind == "weighted":
+            files, manifest = folder_shards(path, "weighted")
+            return WeightedSource(path=path, files=files, manifest=manifest)
+        files, manifest = folder_shards(path, "trajectories")
+        return TrajectorySource(path=path, files=files, manifest=manifest, malformed=config.malformed)
     if path.is_dir():
         raise ValueError(f"{path} is a folder without {MANIFEST}; name the folder that holds it, or a file")
-    if file_format(path) != "parquet" or not {"turns", "ended"} <= set(column_names(path)):
-        return None
-    table = check(pq.read_table(path), TRAJECTORIES, source=str(path))
-    return table, {"path": path.name, "sha256": file_sha256(path)}
-
-
-def side_file(output: Path) -> Path:
-    """The file that vouches for a reweighted log."""
-    return output.with_name(f"{output.name}.{MANIFEST}")
-
-
-def _write_turns(
-    table: pa.Table,
-    origin: dict[str, Any],
-    output: Path,
-    config: WeightConfig,
-    selection: Selection,
-    *,
-    overwrite: bool,
-) -> Weighed:
-    if output.suffix in (*JSONL_SUFFIXES, *PARQUET_SUFFIXES):
-        raise ValueError(f"{output}: trajectories become a folder; name one without a file's ending")
-    config = _with_declared_size(config, origin)
-    turns, made = weighted_turns(table, config)
-    selected = select(turns, selection)
-    facts = {**made, "selection": selection, "source": origin}
-    write_folder(output, selected, "weighted", facts, overwrite=overwrite)
-    return Weighed(
-        outcomes=outcomes_of_weighted(selected),
-        weight_N=selected.column("weight").to_numpy(),
-        config=config,
-        remarks=_omitted(made["omitted_groups"]),
+    if path.suffix in (".parquet", ".pq") and path.is_file():
+        names = open_parquet(path).schema_arrow.names
+        if {"turns", "ended"} <= set(names) and format is None:
+            return TrajectorySource(path=path, files=[path], manifest=None, malformed=config.malformed)
+    return open_log(
+        path, columns, format=format, malformed=config.malformed, answers_matter=config.lam != 0
     )
 
 
-def _write_log(
-    source: Path, output: Path, config: WeightConfig, columns: Columns, *, overwrite: bool
-) -> Weighed:
-    if "weight" in column_names(source) and not (overwrite or _ours(source)):
-        raise ValueError(f"{source} has a column 'weight' that is not ours; pass --overwrite to replace it")
-    outcomes = _log_outcomes(source, columns)
+def weighable(
+    path: Path,
+    config: WeightConfig,
+    columns: Columns | None = None,
+    *,
+    format: str | None = None,
+    advance: Advance | None = None,
+) -> Weighable:
+    """Read the outcomes of whatever is at `path`.
+
+    Raises:
+        ValueError: bad input; file, row or group, and field are named.
+    """
+    source = open_source(path, config, columns or Columns(), format=format)
+    if isinstance(source, TrajectorySource) and source.manifest is not None:
+        config = with_declared_size(config, source.manifest)
     try:
-        _, weights = weigh(outcomes, config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    facts = {
-        "weighting": asdict(config),
-        "columns": asdict(columns),
-        # Before the output is written, which may be the source itself.
-        "source": {"path": source.name, "sha256": file_sha256(source)},
-    }
-    remarks = _remarks(source, columns, outcomes)
-    write_with_weight(source, output, weights)
-    write_json(side_file(output), facts | {"sha256": file_sha256(output)})
-    return Weighed(outcomes=outcomes, weight_N=weights, config=config, remarks=remarks)
-
-
-def _weighted_folder(path: Path, config: WeightConfig | None) -> Weighed:
-    table, manifest = read_folder(path, "weighted")
-    outcomes = outcomes_of_weighted(table)
-    if config is not None:
-        if manifest.get("selection", "drift") != "drift":
-            raise ValueError(
-                f"{path} holds the selection {manifest['selection']}; look at other β, γ, λ in the "
-                "trajectories that it came from"
-            )
-        return Weighed(outcomes=outcomes, weight_N=None, config=config)
-    stored = manifest.get("weighting", {})
-    known = {name: stored[name] for name in ("beta", "gamma", "lam", "malformed") if name in stored}
-    remarks = (f"weights as they are stored, selection {manifest.get('selection', 'drift')}",)
-    weights = table.column("weight").to_numpy()
-    return Weighed(outcomes=outcomes, weight_N=weights, config=WeightConfig(**known), remarks=remarks)
-
-
-def _log_outcomes(path: Path, columns: Columns) -> Outcomes:
-    try:
-        return outcomes_of_columns(read_columns(path, columns.needed(column_names(path))), columns)
+        ledger = ledger_of(lambda: source.outcomes(advance), source.place)
+        if ledger.rows == 0:
+            raise ValueError("there are no rows")
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if isinstance(source, OpenLog):
+        took = {"format": f"{source.format.name} ({source.format.source})"} | source.took
+        remarks = _remarks(source, ledger)
+        return Weighable(source=source, ledger=ledger, config=config, remarks=remarks, took=took)
+    return Weighable(source=source, ledger=ledger, config=config, remarks=_unscored(ledger))
 
 
-def _with_declared_size(config: WeightConfig, origin: dict[str, Any]) -> WeightConfig:
+def with_declared_size(config: WeightConfig, manifest: dict[str, Any]) -> WeightConfig:
     """The K that a rollout declared holds for its trajectories unless the user declares another."""
-    declared = origin.get("manifest", {}).get("rollout", {}).get("samples")
+    declared = manifest.get("rollout", {}).get("samples")
     return replace(config, group_size=declared) if config.group_size is None else config
 
 
-def _omitted(groups: list[dict[str, Any]]) -> tuple[str, ...]:
-    if not groups:
+def log_facts(log: OpenLog, config: WeightConfig) -> dict[str, Any]:
+    """What a manifest says of a log and its weights."""
+    return {
+        "weighting": asdict(config),
+        "format_of_log": log.format.name,
+        "columns": asdict(log.columns),
+        "source": {"path": log.path.name, "sha256": file_sha256(log.path)},
+    }
+
+
+def _tables(files: list[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
+    for file in files:
+        first = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=TABLE_ROWS):
+            yield file, first, pa.Table.from_batches([batch])
+            first += batch.num_rows
+
+
+def _unscored(ledger: Ledger) -> tuple[str, ...]:
+    if not ledger.unscored:
         return ()
-    return (f"{len(groups)} groups hold an unscored dialogue and are left out whole; sample them again",)
+    return (
+        f"{ledger.unscored} groups hold an unscored dialogue and are left out whole; sample them again",
+    )
 
 
-def _remarks(path: Path, columns: Columns, outcomes: Outcomes) -> tuple[str, ...]:
+def _remarks(log: OpenLog, ledger: Ledger) -> tuple[str, ...]:
     """What a user may not have meant: a mixture of policies, rows as single turns, groups of one row."""
-    present = column_names(path)
-    found = []
-    if columns.group is not None and "policy" in present and "policy" not in columns.groups(present):
-        count = len(set(map(str, read_columns(path, ["policy"])["policy"])))
-        if count > 1:
-            found.append(f"groups mix {count} policies: not i.i.d. samples of one reference policy")
-    if columns.return_column is None and columns.length not in present:
-        found.append(f"no columns {columns.length!r} and {columns.unique!r}: every row counts as one turn")
-    if len(set(outcomes.group_N)) == len(outcomes.group_N):
-        named = ", ".join(columns.groups(present))
+    found = [f"{count} rows: {note}" for note, count in log.notes.items()]
+    policies = _mixed_policies(log)
+    if policies > 1:
+        found.append(f"groups mix {policies} policies: not i.i.d. samples of one reference policy")
+    plain = log.plain
+    if plain is not None and plain.returns is None and plain.length is None:
+        names = (log.columns.length or "length", log.columns.unique or "unique")
+        found.append(f"no columns {names[0]!r} and {names[1]!r}: every row counts as one turn")
+    if ledger.groups == ledger.rows:
         found.append(
-            f"every group (one {named}) has a single row, so every weight is 1; if rows belong together, "
-            "name what they share, such as --group prompt_id"
+            f"every group (one {log.took['group']}) has a single row, so every weight is 1; if rows belong "
+            "together, name what they share, such as --group prompt_id"
         )
     return tuple(found)
 
 
-def _ours(path: Path) -> bool:
-    """Whether a side file vouches for exactly these bytes."""
-    side = side_file(path)
-    if not side.is_file():
-        return False
-    return bool(json.loads(side.read_text(encoding="utf-8")).get("sha256") == file_sha256(path))
+def _mixed_policies(log: OpenLog) -> int:
+    """How many policies the rows of groups come from that the user named without them."""
+    if log.plain is None or "policy" not in log.present or "policy" in log.plain.group:
+        return 0
+    return len({row.get("policy") for row in log.records(("policy",))})
