@@ -171,8 +171,11 @@ def test_turns_beyond_the_budget_are_refused(path: Path) -> None:
 
 def test_messages_behind_the_last_response_are_no_turn(path: Path) -> None:
     nodes = [*chain("8"), node("user", "Wrong.", 1)]
-    found = outcome(path, trace(nodes=nodes))
-    assert (found.length, found.note) == (1, TRAILING)
+    supplied = [*nodes, node("assistant", "Sorry.", 2, sampled=False)]
+    for after in (nodes, supplied):
+        found = outcome(path, trace(nodes=after))
+        assert (found.length, found.note) == (1, TRAILING)
+    assert dialogue(path, trace(nodes=supplied)).completion == "8"
 
 
 def test_an_example_in_the_prompt_is_no_turn(path: Path) -> None:

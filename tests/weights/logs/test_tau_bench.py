@@ -75,7 +75,7 @@ def test_a_tool_call_is_an_answer_of_its_own_whatever_its_id() -> None:
 
 
 def test_messages_with_neither_text_nor_call_are_one_answer_or_none() -> None:
-    found = run(said(None), STOP, said(None), STOP, said("Shipped."), STOP)
+    found = run(said(None), STOP, said(""), STOP, said("Shipped."), STOP)
     answers = Columns(answers="responses")
     assert outcome(found, answers)[2:5] == (3, 2, None)
     assert outcome(found, answers, "skip")[2:5] == (3, 1, 1)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift_weights.arrays import strings_or_numbers, to_numpy
 from drift_weights.outcomes import GROUP_KEY, Outcomes, RowError
 
 
@@ -138,6 +139,9 @@ def arrow_values(values: Sequence[Any], name: str) -> pa.Array:
     Raises:
         RowError: values of several kinds; the first that is unlike its predecessors is named.
     """
+    found = strings_or_numbers(values)
+    if found is not None:
+        return found
     try:
         return pa.array(values, from_pandas=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, pa.ArrowNotImplementedError):
@@ -198,7 +202,7 @@ def numbers(column: pa.Array, name: str) -> NDArray[np.float64]:
         raise RowError(row, f"{name!r} is {shown}, expected a number; fix or drop its group")
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
-    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    return np.asarray(to_numpy(column.cast(pa.float64(), safe=False)))
 
 
 def solved_rows(column: pa.Array, name: str, threshold: float | None) -> NDArray[np.bool_]:

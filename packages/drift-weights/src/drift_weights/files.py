@@ -92,6 +92,6 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         ValueError: it is none, or broken.
     """
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1048576)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift_weights.arrays import to_arrow, to_numpy
+
 _LONG = 256
 """Bytes from which on a key is hashed one by one; most keys are shorter and hashed in columns."""
 _CHUNK = 1 << 15
@@ -130,20 +132,20 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _words(column: pa.Array) -> NDArray[np.uint64]:
     """Keys as rows of 64-bit words, shape [N, W]; different keys of one type have different rows."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        whole_N = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        whole_N = to_numpy(column.cast(pa.int64()))
         return np.asarray(whole_N.astype(np.uint64)[:, None])
     if pa.types.is_floating(column.type):
         # −0.0 + 0.0 is 0.0: equal numbers, equal bits.
-        real_N = column.cast(pa.float64()).to_numpy() + 0.0
+        real_N = to_numpy(column.cast(pa.float64())) + 0.0
         return np.asarray(real_N.view(np.uint64)[:, None])
     binary = column.cast(pa.large_string()).cast(pa.large_binary())
-    length_N = pc.binary_length(binary).to_numpy()
+    length_N = to_numpy(pc.binary_length(binary))
     long = np.flatnonzero(length_N > _LONG)
     if len(long):
         digests = [
             hashlib.blake2b(binary[row].as_buffer(), digest_size=16).digest() for row in long.tolist()
         ]
-        short = pc.if_else(pa.array(length_N > _LONG), pa.scalar(b"", pa.large_binary()), binary)
+        short = pc.if_else(to_arrow(length_N > _LONG), pa.scalar(b"", pa.large_binary()), binary)
         words_NW = _padded(short, length_N)
         words_NW[long, 1:3] = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
         return words_NW

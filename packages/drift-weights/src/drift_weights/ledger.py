@@ -11,9 +11,9 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from drift_weights.arrays import to_arrow, to_numpy
 from drift_weights.group_numbers import GroupNumbers
 from drift_weights.outcomes import Outcomes, RowError, check_outcomes
 from drift_weights.repeats import Repeats
@@ -55,12 +55,12 @@ class Entry:
         if self.return_N is not None:
             return self.return_N
         # Few outcomes are distinct: the formula is worked out once for each.
-        encoded = pa.array(self.packed_N).dictionary_encode()
-        table = encoded.dictionary.to_numpy()
+        encoded = to_arrow(self.packed_N).dictionary_encode()
+        table = to_numpy(encoded.dictionary)
         length, unique, counted = (table >> place * _FIELD & _MASK for place in (2, 1, 0))
         solved = table >> 3 * _FIELD
         returns = trajectory_return(solved, length, unique, counted_N=counted, gamma=gamma, lam=lam)
-        found: NDArray[np.float64] = returns[encoded.indices.to_numpy()]
+        found: NDArray[np.float64] = returns[to_numpy(encoded.indices)]
         return found if self.penalty_N is None else found + self.penalty_N
 
 

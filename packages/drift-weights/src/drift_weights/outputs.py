@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from drift_weights.arrays import to_arrow
 from drift_weights.columns import Columns
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES
 from drift_weights.folder import MANIFEST, FolderWriter, file_sha256, refuse_existing, write_json
@@ -80,9 +81,7 @@ def reweight_file(
         if form == "log":
             raise ValueError(f"{source} is trajectories; they become turns or a side file (--form)")
     elif selection != "drift" and form != "turns":
-        raise ValueError(
-            f"{source}: --selection {selection} is about terminal turns; add --form turns"
-        )
+        raise ValueError(f"{source}: --selection {selection} is about terminal turns; add --form turns")
     form = form or "log"
     _refuse_ending(output, form, found)
     weighing = weighing_of(found)
@@ -234,10 +233,10 @@ def _turns(
         code_N = batch.entry.code_N
         size_N = weighing.ledger.size_G[code_N]
         turns = weighted_batch(table, outcomes, batch.return_N, batch.weight_N, size_N)
-        for group in omitted_groups(table.filter(pa.array(unscored_G[code_N]))):
+        for group in omitted_groups(table.filter(to_arrow(unscored_G[code_N]))):
             if group not in omitted:
                 omitted.append(group)
-        yield turns if batch.keep_N is None else turns.filter(pa.array(batch.keep_N))
+        yield turns if batch.keep_N is None else turns.filter(to_arrow(batch.keep_N))
 
 
 def _weighed_again(source: WeightedSource, batches: Iterable[WeighedBatch]) -> Iterator[pa.Table]:
@@ -249,8 +248,8 @@ def _weighed_again(source: WeightedSource, batches: Iterable[WeighedBatch]) -> I
     for table, batch in zip(source.tables(), batches, strict=True):
         for name, values in (("weight", batch.weight_N), ("return", batch.return_N)):
             place = table.schema.get_field_index(name)
-            table = table.set_column(place, table.schema.field(name), pa.array(values))
-        yield table if batch.keep_N is None else table.filter(pa.array(batch.keep_N))
+            table = table.set_column(place, table.schema.field(name), to_arrow(values))
+        yield table if batch.keep_N is None else table.filter(to_arrow(batch.keep_N))
 
 
 def _origin(source: TrajectorySource | WeightedSource) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift_weights.arrays import to_arrow, to_numpy
 from drift_weights.group_numbers import GroupNumbers
 
 _SMALL = 64
@@ -39,16 +40,17 @@ class Repeats:
             self._count_G = np.concatenate([self._count_G, np.zeros(more, np.int32)])
         small_N = np.zeros(len(code_N), bool)
         if pa.types.is_integer(sample.type):
-            number_N = pc.fill_null(sample, -1).to_numpy().astype(np.int64)
+            known = pc.fill_null(sample, -1) if sample.null_count else sample
+            number_N = to_numpy(known).astype(np.int64)
             small_N = (number_N >= 0) & (number_N < _SMALL)
             bit_N = np.uint64(1) << number_N[small_N].astype(np.uint64)
             np.bitwise_or.at(self._seen_G, code_N[small_N], bit_N)
             np.add.at(self._count_G, code_N[small_N], np.int32(1))
-        other_N = ~small_N & sample.is_valid().to_numpy(zero_copy_only=False)
+        other_N = ~small_N & to_numpy(sample.is_valid())
         if other_N.any():
             record = np.empty(int(other_N.sum()), _RECORD)
             record["code"] = code_N[other_N]
-            record["hash"] = self._hashing.hash([sample.filter(pa.array(other_N))])
+            record["hash"] = self._hashing.hash([sample.filter(to_arrow(other_N))])
             self._others.write(record.tobytes())
             self._other_rows += len(record)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from drift_weights.arrays import to_arrow
 from drift_weights.files import file_lines, open_parquet
 from drift_weights.json_bytes import append_value, array_elements, put_value
 
@@ -64,7 +65,7 @@ def write_side(target: Path, batches: Iterable[Kept]) -> None:
             first += len(weight_N)
             if keep_N is not None:
                 row_N, weight_N = row_N[keep_N], weight_N[keep_N]
-            writer.write_batch(pa.record_batch([row_N, weight_N], schema=SIDE))
+            writer.write_batch(pa.record_batch([to_arrow(row_N), to_arrow(weight_N)], schema=SIDE))
 
 
 def write_jsonl(source: Path, target: Path, batches: Iterable[Kept], *, replace: bool) -> None:
@@ -112,11 +113,13 @@ def write_parquet(source: Path, target: Path, batches: Iterable[Kept]) -> None:
     schema = pa.schema(fields, metadata=parquet.schema_arrow.metadata)
     take = _Taken(batches)
     with pq.ParquetWriter(target, schema, compression=_codecs(parquet)) as writer:
-        for batch in parquet.iter_batches(batch_size=_batch_rows(parquet), columns=names):
+        for batch in parquet.iter_batches(
+            batch_size=_batch_rows(parquet), columns=names, use_threads=False
+        ):
             keep_N, weight_N = take(batch.num_rows)
             columns = [batch.column(name) for name in names]
-            found = pa.record_batch([*columns, pa.array(weight_N)], schema=schema)
-            writer.write_batch(found if keep_N is None else found.filter(pa.array(keep_N)))
+            found = pa.record_batch([*columns, to_arrow(weight_N)], schema=schema)
+            writer.write_batch(found if keep_N is None else found.filter(to_arrow(keep_N)))
 
 
 def _encoded(batches: Iterable[Kept]) -> Iterator[bytes | None]:

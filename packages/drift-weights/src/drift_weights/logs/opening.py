@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import mmap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,9 @@ class OpenLog:
         assert self.plain is not None
         names = self.plain.names
         if not is_jsonl(self.path):
-            for batch in open_parquet(self.path).iter_batches(batch_size=BATCH, columns=list(names)):
+            for batch in open_parquet(self.path).iter_batches(
+                batch_size=BATCH, columns=list(names), use_threads=False
+            ):
                 values = {name: batch.column(name) for name in names}
                 yield outcomes_of_columns(values, self.plain, self.columns.threshold)
             return
@@ -273,7 +276,7 @@ def open_log(
         row = first
     try:
         reader = chosen.bind(row, columns, malformed)
-        plain = _plain(path, chosen, row, columns)
+        plain = _plain(path, chosen, row, columns, reader)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except KeyError as error:
@@ -303,7 +306,7 @@ def first_record(path: Path) -> Row:
         for line in file_lines(path):
             return decode_line(path, 1, line)
     elif path.suffix in (".parquet", ".pq"):
-        for batch in open_parquet(path).iter_batches(batch_size=1):
+        for batch in open_parquet(path).iter_batches(batch_size=1, use_threads=False):
             return dict(batch.to_pylist()[0])
     elif path.suffix == ".json":
         return _first_of_document(path)
@@ -326,7 +329,7 @@ def whole_numbers(values: Sequence[Any], name: str) -> Any:
         RowError: a value that is no whole number.
     """
     for row, value in enumerate(values):
-        if not isinstance(value, int | float) or value != int(value):
+        if not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
             raise RowError(row, f"{name!r} is {value!r}, expected a whole number; fix or drop its group")
     return np.asarray(values, np.int64)
 
@@ -369,14 +372,12 @@ def _present(path: Path, row: Row) -> list[str]:
     return list(row)
 
 
-def _plain(path: Path, chosen: LogFormat, row: Row, columns: Columns) -> Plain | None:
-    """The columns to read as they are: always in a table, and in a chat log that counts its turns."""
-    present = _present(path, row)
-    counts = {columns.length or "length", columns.unique or "unique"} & set(present)
-    single = columns.messages not in present
-    if chosen.name == "table" or (chosen.name == "chat" and (counts or single or columns.return_column)):
-        return columns.plain(present)
-    return None
+def _plain(path: Path, chosen: LogFormat, row: Row, columns: Columns, reader: LogReader) -> Plain | None:
+    """The columns to read as they are: in a table, and in a chat log whose text need not be read."""
+    if chosen.name not in ("table", "chat"):
+        return None
+    plain = columns.plain(_present(path, row))
+    return plain if set(reader.fields) <= set(plain.names) else None
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -6,7 +6,7 @@ A row, shortened; one column a reward function, by its name:
      "accuracy_reward": 1.0, "format_reward": 0.5, "advantage": 0.7}
 
 Prompt and completion are strings where the data set is not conversational. Source: trl 1.16,
-`GRPOTrainer.log`; functions may add columns of their own (`log_extra`). Tables of trl before 0.18 have
+`GRPOTrainer.log`; functions may add columns of their own (`log_extra`). Tables of its first releases have
 `reward` and no `advantage`, and `step` as a string: `--format trl` reads them.
 
 - A policy changes with each step, so a group is a step and a prompt.
