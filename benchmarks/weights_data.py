@@ -9,7 +9,7 @@ A wide row is a trajectory as people keep it, `messages` and all (one key a line
 
 A narrow row has only what weights need: prompt_id, correct, length, unique. Everything is a function of a
 seed and the row's number, so any size is made in pieces; groups are consecutive numbers, so the weight of a
-row is known from how it was made, without grouping anything. Suffix legend: N rows, G groups, K rows of one.
+row is known from how it was made, without grouping anything. Suffix legend: N rows, G groups of K rows.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def make(kind: str, rows: int, folder: Path) -> Path:
 
 
 def outcomes(number_N: NDArray[np.int64]) -> Columns:
-    """Verdict, turns and distinct answers of the rows with these numbers: solved or not by prompt and luck."""
+    """Verdict, turns and distinct answers of the rows with these numbers, by luck and the prompt's own."""
     luck_N, group_luck_N = _uniform(number_N, 1), _uniform(number_N // K, 2)
     solved_at_N = np.ceil(np.log1p(-luck_N) / np.log1p(-0.02 - 0.6 * group_luck_N)).astype(np.int64)
     length_N = np.clip(solved_at_N, 1, MAX_TURNS)
@@ -97,17 +97,17 @@ def true_weights(number_N: NDArray[np.int64]) -> NDArray[np.float64]:
 def _order(kind: str, rows: int) -> NDArray[np.int64]:
     """The number of the row at each place of the file."""
     random = np.random.default_rng(SEED)
-    number_N = np.arange(rows, dtype=np.int32 if rows < 2**31 else np.int64)
+    number_N: NDArray[np.int64] = np.arange(rows)
     if kind == "narrow-shuffled":
         random.shuffle(number_N)
     elif kind.startswith("wide"):
-        number_N = np.argsort(number_N + random.uniform(0, NEARBY, rows), kind="stable")
+        number_N = np.argsort(number_N + random.uniform(0.0, NEARBY, rows), kind="stable")
     return number_N
 
 
 def _parts(order_N: NDArray[np.int64], size: int = CHUNK) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(order_N), size):
-        yield order_N[start : start + size].astype(np.int64)
+        yield order_N[start : start + size]
 
 
 def _write_parquet(path: Path, order_N: NDArray[np.int64], *, wide: bool) -> None:
@@ -165,7 +165,7 @@ def _messages(prompt: int, number: int, length: int) -> list[dict[str, str]]:
 
 def _text(seed: int, least: int, most: int) -> str:
     """A stretch of the prose, another one for each seed."""
-    mixed = int(_mix(np.array([seed]).astype(np.uint64) ^ np.uint64(SEED))[0])
+    mixed = int(mix(np.array([seed]).astype(np.uint64) ^ np.uint64(SEED))[0])
     prose = _prose()
     start = mixed % (len(prose) - most)
     return prose[start : start + least + (mixed >> 32) % (most - least)]
@@ -175,11 +175,8 @@ def _text(seed: int, least: int, most: int) -> str:
 def _prose() -> str:
     """Words of a made-up language with natural frequencies, and the signs that mathematics is full of."""
     words, random = 2_000_000, np.random.default_rng(SEED)
-    sounds = itertools.product(
-        ["b", "c", "ch", "d", "f", "g", "h", "l", "m", "n", "pr", "s", "st", "t", "w"],
-        ["a", "e", "i", "o", "ou", "u"],
-        ["", "", "n", "r", "s", "ck", "y"],
-    )
+    first = ["b", "d", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v", "w"]
+    sounds = itertools.product(first, ["a", "e", "i", "o", "ou", "u"], ["", "", "l", "n", "r", "s", "y"])
     syllables = ["".join(sound) for sound in sounds]
     lengths = random.integers(1, 4, 50_000)
     lexicon = ["".join(random.choice(syllables, length)) for length in lengths]
@@ -196,13 +193,13 @@ def _prose() -> str:
 
 def _uniform(number_N: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
     """In [0, 1), a function of the number and the stream alone."""
-    mixed_N = _mix(_mix(number_N.astype(np.uint64)) + np.uint64(SEED + stream))
+    mixed_N = mix(mix(number_N.astype(np.uint64)) + np.uint64(SEED + stream))
     return np.asarray((mixed_N >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def _hex(number_N: NDArray[np.int64], stream: int) -> pa.Array:
     """64 hexadecimal digits, a function of the number and the stream alone."""
-    words = [_mix(_mix(number_N.astype(np.uint64)) + np.uint64(SEED + stream + part)) for part in range(4)]
+    words = [mix(mix(number_N.astype(np.uint64)) + np.uint64(SEED + stream + part)) for part in range(4)]
     byte_NB = np.stack(words, axis=1).view(np.uint8).reshape(len(number_N), 32)
     digit_ND = np.stack([byte_NB >> 4, byte_NB & 15], axis=2).reshape(len(number_N), 64)
     text_N = np.frombuffer(b"0123456789abcdef", np.uint8)[digit_ND]
@@ -211,7 +208,7 @@ def _hex(number_N: NDArray[np.int64], stream: int) -> pa.Array:
     return pa.StringArray.from_buffers(len(number_N), ends, flat)
 
 
-def _mix(word_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(word_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Steele, Lea and Flood's SplitMix64 finaliser: a bijection that spreads every bit over all."""
     word_N = word_N + np.uint64(0x9E3779B97F4A7C15)
     word_N = (word_N ^ (word_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny import bpe_tokenizer, tiny_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from tiny import bpe_tokenizer, tiny_model
+
+Rows = list[tuple[str, str, float]]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "trl.md"
 ROWS = [
     ("12 + 30?", "42", 2.75),
@@ -72,7 +74,7 @@ def flat(tensors: Any) -> torch.Tensor:
     return torch.cat([t.detach().double().flatten() for t in tensors])
 
 
-def dataset(rows: list[tuple[str, str, float]]) -> Dataset:
+def dataset(rows: Rows) -> Dataset:
     return Dataset.from_list(
         [
             {
@@ -93,7 +95,7 @@ def trained(trainer: Any) -> tuple[list[torch.Tensor], list[float]]:
     return seen.steps, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def stock(folder: Path, rows: list[tuple[str, str, float]], **settings: Any) -> Any:
+def stock(folder: Path, rows: Rows, **settings: Any) -> Any:
     arguments = SFTConfig(output_dir=str(folder), max_length=None, **SETTINGS | settings)
     tokenizer = bpe_tokenizer()
     return SFTTrainer(
@@ -104,9 +106,7 @@ def stock(folder: Path, rows: list[tuple[str, str, float]], **settings: Any) -> 
     )
 
 
-def ours(
-    document: dict[str, Any], folder: Path, rows: list[tuple[str, str, float]], **settings: Any
-) -> Any:
+def ours(document: dict[str, Any], folder: Path, rows: Rows, **settings: Any) -> Any:
     tokenizer = bpe_tokenizer()
     return document["weighted_trainer"](
         tiny_model(vocab=len(tokenizer)),
@@ -117,7 +117,7 @@ def ours(
     )
 
 
-def likelihoods(model: Any, rows: list[tuple[str, str, float]]) -> list[torch.Tensor]:
+def likelihoods(model: Any, rows: Rows) -> list[torch.Tensor]:
     """−log π of each target token, a tensor a row."""
     tokenizer, found = bpe_tokenizer(), []
     for prompt, completion, _ in rows:
@@ -129,7 +129,7 @@ def likelihoods(model: Any, rows: list[tuple[str, str, float]]) -> list[torch.Te
     return found
 
 
-def formula(rows: list[tuple[str, str, float]]) -> tuple[torch.Tensor, float, int]:
+def formula(rows: Rows) -> tuple[torch.Tensor, float, int]:
     """Gradient and value of (1/N) Σ w_i Σ_j nll_ij, and the number of target tokens."""
     model = tiny_model(vocab=len(bpe_tokenizer()))
     nll = likelihoods(model, rows)
@@ -142,7 +142,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def unweighted(rows: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+def unweighted(rows: Rows) -> Rows:
     return [(prompt, completion, 1.0) for prompt, completion, _ in rows]
 
 
@@ -164,7 +164,7 @@ def test_the_rows_are_ragged() -> None:
     ],
 )
 def test_one_step_descends_the_formula(
-    document: dict[str, Any], tmp_path: Path, rows: list[tuple[str, str, float]], settings: dict[str, Any]
+    document: dict[str, Any], tmp_path: Path, rows: Rows, settings: dict[str, Any]
 ) -> None:
     expected, value, _ = formula(rows)
     steps, losses = trained(ours(document, tmp_path, rows, **settings))
@@ -183,6 +183,7 @@ def test_an_epochs_last_step_divides_by_its_own_examples(document: dict[str, Any
         assert distance(step, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_descend_the_formula_together(tmp_path: Path) -> None:
     """Each has every second row, in batches of one; N is counted over both."""
     code = (

@@ -250,7 +250,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = [trajectory("g", 0, ["a"], ended="error"), trajectory("h", 0, ["b"])]
     folder = write_folder(tmp_path / "t", to_table(data), "trajectories", {})
     main(["reweight", str(folder), str(tmp_path / "w")])
-    assert "1 groups hold an unscored dialogue and are left out" in capsys.readouterr().out
+    assert "1 groups hold an unscored row and are left out" in capsys.readouterr().out
 
 
 def test_a_mixture_of_policies_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """kill -9 during a write leaves the old output or the new one, and never keeps a second run from its work.
 
-A child process repeats the same write and kills itself at one of the lines that the write executes: at each
-line of ours that writes, and within the library functions that truncate, rename and delete.
+A process repeats one write and kills itself at one of the lines that the write executes: at every line of
+ours that writes, and within the library functions that truncate, rename and delete. Other processes, which
+write without end, are killed from outside at some moment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,11 +27,12 @@ import pytest
 import drift_weights.logs.opening
 from drift_weights import WeightConfig
 from drift_weights.columns import Columns
-from drift_weights.folder import read_folder
 from drift_weights.outputs import reweight_file
 
 OURS = ("writers.py", "folder.py", "json_bytes.py")
-LIBRARY = ("write_text", "open", "rename", "unlink", "mkdir", "_rmtree_safe_fd", "rmtree", "_rmtree_unsafe")
+LIBRARY = ("write_text", "rename", "unlink", "_rmtree_safe_fd")
+BATCH = 16
+"""Rows at a time, so that a write takes several batches; row groups depend on it."""
 OLD, NEW = WeightConfig(beta=3.0), WeightConfig()
 COLUMNS = Columns(group="g", return_column="r", correct="c")
 CASES = {
@@ -37,6 +40,7 @@ CASES = {
     "log as Parquet": ("log.parquet", "out.parquet", "log"),
     "weights alone": ("log.jsonl", "side.parquet", "side"),
     "terminal turns": ("log.jsonl", "turns", "turns"),
+    "a log in its own place": ("log.jsonl", "log.jsonl", "log"),
 }
 
 
@@ -56,6 +60,7 @@ def reweighted(folder: Path, case: str, config: WeightConfig = NEW, advance: Any
 
 
 def write_logs(folder: Path, rows: int = 40) -> None:
+    folder.mkdir()
     found = [
         {"g": f"q{n % 7}", "r": n % 5 / 4, "c": n % 2, "prompt": "x" * 50, "completion": f"{n}"}
         for n in range(rows)
@@ -73,16 +78,16 @@ def content(path: Path) -> dict[str, bytes] | bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def steps(case: str, end: int | None, seen: list[tuple[str, int]]) -> Callable[..., Any]:
+def steps(end: int | None, seen: list[tuple[str, int]]) -> Callable[..., Any]:
     """A trace function that notes every line of a write, and kills the process at the line number `end`."""
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        code = frame.f_code
-        ours = code.co_filename.endswith(OURS) and "drift_weights" in code.co_filename
-        if not ours and not (code.co_name in LIBRARY and ("pathlib" in code.co_filename or "shutil" in code.co_filename)):
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        ours = "drift_weights" in file and file.endswith(OURS)
+        if not ours and not (name in LIBRARY and ("pathlib" in file or "shutil" in file)):
             return None
         if event == "line":
-            seen.append((code.co_filename, frame.f_lineno))
+            seen.append((file, frame.f_lineno))
             if len(seen) == end:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
@@ -90,11 +95,11 @@ def steps(case: str, end: int | None, seen: list[tuple[str, int]]) -> Callable[.
     return trace
 
 
-def in_a_child(work: Callable[[], None]) -> int:
-    """The status of a forked process that does this and nothing else."""
+def fork(work: Callable[[], object]) -> int:
+    """A new process that does this and nothing else."""
     child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1]
+        return child
     status = 1
     try:
         work()
@@ -104,45 +109,115 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 
 def rehearse(folder: Path, case: str) -> list[int]:
-    """Where to kill: the first and the last time that each line is executed."""
+    """Where to kill: the last time that each line is executed, and the first time where it is ours."""
     noted = folder / "noted.json"
 
     def work() -> None:
         seen: list[tuple[str, int]] = []
-        sys.settrace(steps(case, None, seen))
+        sys.settrace(steps(None, seen))
         reweighted(folder, case)
         sys.settrace(None)
-        noted.write_text(json.dumps(seen))
+        noted.write_text(json.dumps(seen), encoding="utf-8")
 
-    assert in_a_child(work) == 0
-    seen = [tuple(line) for line in json.loads(noted.read_text())]
-    first = {line: number for number, line in reversed([*enumerate(seen, start=1)])}
-    last = {line: number for number, line in enumerate(seen, start=1)}
+    assert os.waitpid(fork(work), 0)[1] == 0
+    seen = [(file, line) for file, line in json.loads(noted.read_text(encoding="utf-8"))]
+    last = {place: number for number, place in enumerate(seen, start=1)}
+    first = {place: seen.index(place) + 1 for place in last if place[0].endswith("writers.py")}
     return sorted({*first.values(), *last.values()})
 
 
-def kill_everywhere(root: Path, case: str) -> None:
+def kill_at_every_step(root: Path, case: str) -> None:
     """For each step a copy of the template in which a process wrote up to there."""
-    drift_weights.logs.opening.BATCH = 16
-    shutil.copytree(root / "template", root / "rehearsal")
     for step in rehearse(root / "rehearsal", case):
         folder = root / f"killed-{step}"
         shutil.copytree(root / "template", folder)
 
         def work(folder: Path = folder, step: int = step) -> None:
-            sys.settrace(steps(case, step, []))
+            sys.settrace(steps(step, []))
             reweighted(folder, case)
 
-        status = in_a_child(work)
+        status = os.waitpid(fork(work), 0)[1]
         assert os.WIFSIGNALED(status), f"step {step} was not reached"
-        assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_from_outside(root: Path, case: str) -> None:
+    """Copies of the template in which a process wrote again and again until it was killed."""
+    for moment in range(8):
+        folder = root / f"killed-outside-{moment}"
+        shutil.copytree(root / "template", folder)
+
+        def work(folder: Path = folder) -> None:
+            for config in cycle((NEW, OLD)):
+                reweighted(folder, case, config, lambda rows: time.sleep(0.001))
+
+        child = fork(work)
+        time.sleep(0.05 + 0.03 * moment)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def make_killed(root: Path, case: str) -> None:
+    drift_weights.logs.opening.BATCH = BATCH
+    # Whatever is imported on first use is then there in every child.
+    reweighted(shutil.copytree(root / "template", root / "warming"), case)
+    shutil.copytree(root / "template", root / "rehearsal")
+    kill_at_every_step(root, case)
+    kill_from_outside(root, case)
 
 
 def killed(root: Path, case: str) -> list[Path]:
-    command = [sys.executable, __file__, str(root), case]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "0"})
-    return sorted(root.glob("killed-*"), key=lambda path: int(path.name.removeprefix("killed-")))
+    # A process of its own, since a test run has threads, and threads and forks do not mix.
+    subprocess.run([sys.executable, __file__, str(root), case], check=True, timeout=300)
+    found = sorted(root.glob("killed-*"))
+    assert len(found) > 20
+    return found
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(drift_weights.logs.opening, "BATCH", BATCH)
+    write_logs(tmp_path / "template")
+    write_logs(tmp_path / "expected")
+    return tmp_path
+
+
+def is_whole(folder: Path, case: str, whole: list[Any]) -> bool:
+    """Whether the output is one of these, or a folder that was moved aside for the moment of its change."""
+    target = CASES[case][1]
+    found = content(folder / target)
+    return found in whole or (found is None and content(folder / f".{target}.old") in whole)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_output_that_is_overwritten_stays_old_or_becomes_new(root: Path, case: str) -> None:
+    old = content(reweighted(root / "template", case, OLD))
+    new = content(reweighted(shutil.copytree(root / "template", root / "again"), case))
+    assert old is not None
+    assert old != new
+    both = [content(folder / CASES[case][0]) for folder in (root / "template", root / "again")]
+    for folder in killed(root, case):
+        assert is_whole(folder, case, [old, new]), folder.name
+        assert content(folder / CASES[case][0]) in both, folder.name
+        assert content(reweighted(folder, case)) == new, folder.name
+
+
+@pytest.mark.parametrize("case", ["log of lines", "log as Parquet", "terminal turns"])
+def test_an_output_that_is_new_is_whole_or_not_there(root: Path, case: str) -> None:
+    before = content(root / "template" / CASES[case][1])
+    new = content(reweighted(root / "expected", case))
+    old = content(reweighted(root / "expected", case, OLD))
+    for folder in killed(root, case):
+        outside = [old] if "outside" in folder.name else []
+        assert content(folder / CASES[case][1]) in [before, new, *outside], folder.name
+        assert content(reweighted(folder, case)) == new, folder.name
+
+
+def test_what_vouches_for_a_log_is_whole_json_or_not_there(root: Path) -> None:
+    reweighted(root / "template", "log of lines", OLD)
+    for folder in killed(root, "log of lines"):
+        side = folder / "out.jsonl.drift.json"
+        assert json.loads(side.read_text(encoding="utf-8"))["form"] == "log", folder.name
 
 
 if __name__ == "__main__":
-    kill_everywhere(Path(sys.argv[1]), sys.argv[2])
+    make_killed(Path(sys.argv[1]), sys.argv[2])

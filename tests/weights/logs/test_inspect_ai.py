@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,18 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
         path.write_bytes(body)
         with pytest.raises(ValueError, match=r"log\.eval is no readable Inspect log"):
             rows(path)
+
+
+def test_an_archive_with_other_bytes_than_were_written_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "log.eval", sample())
+    plain = tmp_path / "plain.eval"
+    with zipfile.ZipFile(path) as packed, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as stored:
+        for name in packed.namelist():
+            stored.writestr(name, packed.read(name))
+    assert [row["id"] for row in rows(plain)] == ["sum-3"]
+    plain.write_bytes(plain.read_bytes().replace(b'"What is 3 + 4?"', b'"What is 3 + 5?"'))
+    with pytest.raises(ValueError, match=r"does not match its checksum|Bad CRC-32"):
+        rows(plain)
 
 
 def test_without_the_extra_an_archive_says_what_to_install(

@@ -11,6 +11,7 @@ from drift_weights.logs.messages import TRAILING
 from drift_weights.logs.opening import open_log
 from drift_weights.logs.reader import LogReader, Outcome
 from drift_weights.logs.verifiers import VERIFIERS
+from drift_weights.outputs import reweight_file
 
 ASKED = {"role": "user", "content": "What is 3 + 4?"}
 AGAIN = {"role": "user", "content": "Try again."}
@@ -96,8 +97,9 @@ def test_other_numbers_beside_the_reward_are_no_reward() -> None:
 )
 def test_a_failed_rollout_is_no_wrong_answer(failed: Any) -> None:
     found = row("7", reward=0.0, error=failed)
-    with pytest.raises(ValueError, match=r"'error' is '(Timeout|ModelError).*drop its group"):
-        outcome(found)
+    assert outcome(found).unscored
+    assert outcome(found | {"completion": []}).unscored
+    assert not outcome(row("7")).unscored
     with pytest.raises(ValueError, match="rollout failed"):
         bind(row("7")).dialogue(found)
 
@@ -165,3 +167,14 @@ def test_ids_of_two_kinds_and_scores_are_refused_with_their_line(tmp_path: Path)
         path.write_text(json.dumps(row("7")) + "\n" + json.dumps(second) + "\n", encoding="utf-8")
         with pytest.raises(ValueError, match=says):
             list(open_log(path).outcomes())
+
+
+def test_the_group_of_a_failed_rollout_is_left_out_whole(tmp_path: Path) -> None:
+    rows = [
+        row("7", example_id=number % 2, error="Timeout()" if number == 2 else None) for number in range(6)
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    written = reweight_file(tmp_path / "results.jsonl", tmp_path / "out.jsonl")
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(one["example_id"], one["weight"]) for one in kept] == [(1, 1.0)] * 3
+    assert "1 groups hold an unscored row" in written.remarks[0]

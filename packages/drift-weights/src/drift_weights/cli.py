@@ -36,6 +36,13 @@ from drift_weights.weighing import AllWrong, WeightConfig
 from drift_weights.weights import BETA
 
 
+_FORMS = {
+    "turns": "weighted terminal turns",
+    "log": "the log with a weight in each row",
+    "side": "row and weight alone",
+}
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
@@ -43,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
         auto_cli(
             {"reweight": reweight, "inspect": inspect}, args=words, as_positional=True, exit_on_error=False
         )
-    except (ValueError, OSError, ArgumentError) as error:
+    except (ValueError, OSError, ImportError, ArgumentError) as error:
         refuse(error)
 
 
@@ -147,7 +154,7 @@ def reweight(
             advance=advance,
         )
     console = Console()
-    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {output}: {_FORMS[written.form]}", highlight=False, soft_wrap=True)
     _print_notes(console, written.took, written.remarks)
     print_inspection(console, written.inspection)
 
@@ -319,7 +326,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
 
 def _print_cost(console: Console, setting: Setting, rows: int) -> None:
     """What leaving out the lightest rows would cost and save."""
-    table = Table(title="Training without the rows below a weight")
+    caption = None if setting.tokens is not None else "tokens are known where the data hold token ids"
+    table = Table(title="Training without the rows below a weight", caption=caption)
     for heading in ("w <", "rows saved", "tokens saved", "weight lost"):
         table.add_column(heading, justify="right")
     all_tokens = sum(setting.tokens) if setting.tokens is not None else 0

@@ -15,7 +15,7 @@ def resample(input: Path, output: Path, *, seed: int, epoch: int = 0, overwrite:
     Args:
         input: a weighted folder, or a .jsonl or .parquet log that reweight wrote.
         output: a folder for a folder, a file of the input's format for a log.
-        seed: of the run.
+        seed: of the draw; the same seed draws the same rows.
         epoch: a new epoch is a new draw.
         overwrite: replace the output.
     """

@@ -78,12 +78,15 @@ class Draw:
 
         Raises:
             RowError: a group holds a sample twice.
+            ValueError: no row is drawn at all.
         """
         drawn = np.memmap(TemporaryFile(), _DRAW, mode="w+", shape=max(self.rows, 1))  # noqa: SIM115
         parts = -(-self.rows // _AT_ONCE)
         for part in range(parts):
             rows_P = self._part(part, parts)
             drawn[rows_P["row"]] = _drawn(rows_P, self._offset_G)
+        if not drawn["count"].any():
+            raise ValueError("no row is drawn: the weights of each group sum to less than 1")
         return np.asarray(drawn[: self.rows])
 
     def _note_offsets(self, key_columns: Sequence[pa.Array], code_N: NDArray[np.int32]) -> None:
@@ -143,7 +146,7 @@ def _drawn(rows_P: NDArray[Any], offset_G: Sequence[int]) -> NDArray[Any]:
         later = int(np.argmax(twice)) + 1
         row = int(rows_P["row"][later])
         raise RowError(row, f"sample {sample_P[later]} of its group is there twice; keep one of them")
-    bounds = [0, *(np.flatnonzero(~same_P) + 1).tolist(), len(rows_P)]
+    bounds = [0, *(np.flatnonzero(~same_P) + 1).tolist(), len(rows_P)] if len(rows_P) else [0]
     drawn_P = np.empty(len(rows_P), _DRAW)
     weight_P = rows_P["weight"]
     for start, end in pairwise(bounds):

@@ -38,6 +38,7 @@ Form = Literal["log", "turns", "side"]
 class Written:
     """What was written, and what a user should be told of it."""
 
+    form: Form
     inspection: Inspection
     remarks: tuple[str, ...]
     took: dict[str, str]
@@ -62,7 +63,7 @@ def reweight_file(
     Args:
         form: `turns`, a folder of weighted terminal turns, as trajectories become by default; `log`, the
             same log with `weight` in each row, as a log becomes by default; `side`, a Parquet file of
-            `row` and `weight` alone.
+            `row` and `weight` alone, as is written of another log when the output is named .parquet.
         format: of a log, where it is not to be recognised.
         advance: called with the number of rows of each batch that was read or written.
 
@@ -82,7 +83,7 @@ def reweight_file(
             raise ValueError(f"{source} is trajectories; they become turns or a side file (--form)")
     elif selection != "drift" and form != "turns":
         raise ValueError(f"{source}: --selection {selection} is about terminal turns; add --form turns")
-    form = form or "log"
+    form = form or _form_of(found.source.path, output)
     _refuse_ending(output, form, found)
     weighing = weighing_of(found)
     tally = Tally(found.ledger)
@@ -98,7 +99,7 @@ def reweight_file(
     if selection != "drift":
         chosen = weighable(output, found.config)
         made = inspect_ledger(chosen.ledger, [replace(found.config, group_size=None)], stored=True)
-    return Written(inspection=made, remarks=remarks, took=found.took)
+    return Written(form=form, inspection=made, remarks=remarks, took=found.took)
 
 
 def weighing_of(found: Weighable) -> Weighing:
@@ -113,6 +114,11 @@ def weighing_of(found: Weighable) -> Weighing:
         raise ValueError(f"{found.source.place(error.row)}: {error.says}") from error
     except ValueError as error:
         raise ValueError(f"{found.source.path}: {error}") from error
+
+
+def _form_of(source: Path, output: Path) -> Form:
+    """What the names say: a Parquet file of a log that is none holds the weights alone."""
+    return "side" if output.suffix in PARQUET_SUFFIXES and source.suffix not in PARQUET_SUFFIXES else "log"
 
 
 def side_file(output: Path) -> Path:
@@ -166,6 +172,7 @@ def _write_file(
             )
     else:
         facts["source"] = _origin(found.source)
+    facts["omitted_groups"] = found.ledger.unscored
     with whole_file(output) as scratch:
         if form == "side":
             write_side(scratch, kept)

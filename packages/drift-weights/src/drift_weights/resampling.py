@@ -73,7 +73,7 @@ def resample_file(
             weight 1, `sample` counts them within their group, and `drawn_sample` is the row's own number.
             A log's draws are the same bytes but for the weight, which is 1; where the log says no whole
             `sample` for a row, its place within its group stands for it.
-        seed: of the run.
+        seed: of the draw; the same seed draws the same rows.
         epoch: a new epoch is a new draw.
         advance: called with the number of rows of each batch that was read or written.
 

@@ -177,7 +177,7 @@ def weighable(
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     if isinstance(source, OpenLog):
         took = {"format": f"{source.format.name} ({source.format.source})"} | source.took
-        remarks = _remarks(source, ledger)
+        remarks = _unscored(ledger) + _remarks(source, ledger)
         return Weighable(source=source, ledger=ledger, config=config, remarks=remarks, took=took)
     return Weighable(source=source, ledger=ledger, config=config, remarks=_unscored(ledger))
 
@@ -209,9 +209,7 @@ def _tables(files: list[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
 def _unscored(ledger: Ledger) -> tuple[str, ...]:
     if not ledger.unscored:
         return ()
-    return (
-        f"{ledger.unscored} groups hold an unscored dialogue and are left out whole; sample them again",
-    )
+    return (f"{ledger.unscored} groups hold an unscored row and are left out whole; sample them again",)
 
 
 def _remarks(log: OpenLog, ledger: Ledger) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             "prompt": "messages before the last generated one",
             "turns": "assistant messages that are not input",
             "verdict": f"{taken}: C is 1, I and N are 0, P is 0.5",
-            "group": "id (samples: epoch)",
+            "group": "id",
             "reward": taken,
         },
     )

@@ -130,18 +130,22 @@ class OpenLog:
             yield outcomes_of_columns(values, self.plain, self.columns.threshold)
 
     def _looked_into(self) -> Iterator[Outcomes]:
-        named = self._named()
-        for rows in _chunks(self.records((*self.reader.fields, *named, "weight"))):
-            found = []
-            for number, row in enumerate(rows):
-                try:
-                    found.append(self._overruled(row, self.reader.outcome(row)))
-                except KeyError as error:
-                    raise RowError(number, f"no field {error}; it has {', '.join(row)}") from error
-                except ValueError as error:
-                    raise RowError(number, str(error)) from error
-            self.has_weight = self.has_weight or any("weight" in row for row in rows)
-            self.notes.update(outcome.note for outcome in found if outcome.note is not None)
+        # Outcomes are kept, rows are not: a dialogue can be large.
+        found: list[Outcome] = []
+        for row in self.records((*self.reader.fields, *self._named(), "weight")):
+            try:
+                found.append(self._overruled(row, self.reader.outcome(row)))
+            except KeyError as error:
+                raise RowError(len(found), f"no field {error}; it has {', '.join(row)}") from error
+            except ValueError as error:
+                raise RowError(len(found), str(error)) from error
+            self.has_weight = self.has_weight or "weight" in row
+            if found[-1].note is not None:
+                self.notes[found[-1].note] += 1
+            if len(found) == BATCH:
+                yield self._batch(found)
+                found = []
+        if found:
             yield self._batch(found)
 
     def _named(self) -> tuple[str, ...]:
@@ -166,7 +170,8 @@ class OpenLog:
         return outcome if columns.correct is None else outcome._replace(reward=row[columns.correct])
 
     def _batch(self, found: Sequence[Outcome]) -> Outcomes:
-        rewards = [outcome.reward for outcome in found]
+        nothing = 0 if self.columns.return_column is None else (0, 0)
+        rewards = [nothing if outcome.unscored else outcome.reward for outcome in found]
         returns = None
         if self.columns.return_column is not None:
             name = self.columns.return_column
@@ -189,6 +194,7 @@ class OpenLog:
             penalty_N=penalties if penalties.any() else None,
             return_N=returns,
             sample=arrow_values(samples, "sample") if any(s is not None for s in samples) else None,
+            unscored_N=np.asarray([outcome.unscored for outcome in found], bool),
         )
 
     def _solved(self, rewards: list[Any], returns: Any) -> Any:
@@ -214,10 +220,13 @@ class OpenLog:
 
     def _keys(self, groups: list[Any]) -> tuple[pa.Array, ...]:
         name = self.took["group"]
-        if isinstance(groups[0], tuple):
-            parts = list(zip(*groups, strict=True))
-            return tuple(key_column(arrow_values(part, name), name) for part in parts)
-        return (key_column(arrow_values(groups, name), name),)
+        if not isinstance(groups[0], tuple):
+            return (key_column(arrow_values(groups, name), name),)
+        parts = len(groups[0])
+        for row, group in enumerate(groups):
+            if not isinstance(group, tuple) or len(group) != parts:
+                raise RowError(row, f"its group ({name}) has other parts than those of earlier rows")
+        return tuple(key_column(arrow_values(part, name), name) for part in zip(*groups, strict=True))
 
     def records(self, fields: tuple[str, ...]) -> Iterator[Row]:
         """All rows with at least `fields`, where they have them."""
@@ -335,12 +344,8 @@ def whole_numbers(values: Sequence[Any], name: str) -> Any:
 
 
 def _first_of_document(path: Path) -> Row:
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        found = msgspec.json.decode(data, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
+        found = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])
         record = msgspec.json.decode(found[0]) if isinstance(found, list) and found else found
     except msgspec.DecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}; write or fetch it again") from error

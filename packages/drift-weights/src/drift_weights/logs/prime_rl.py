@@ -211,7 +211,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             "prompt": "the path of nodes to the last sampled one",
             "turns": "the sampled nodes on that path",
             "verdict": taken,
-            "group": "task key, agent, environment and step (samples: trace id)",
+            "group": f"task key, agent and environment{' and step' if stepped else ''}",
             "reward": taken,
         },
     )

@@ -31,6 +31,8 @@ class Outcome(NamedTuple):
     """Added to the return (the released code's format penalty)."""
     sample: Any = None
     """What tells the samples of a group apart, where the log has it; a repeated one is refused."""
+    unscored: bool = False
+    """The row has no verdict, so that its whole group is left out; its reward is not looked at."""
     note: str | None = None
     """What a user should be told of this row; rows with the same note are counted together."""
 

@@ -157,7 +157,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             "prompt": "input_prompt, taken apart by its chat headers; without any, by the user",
             "turns": "output_response, and one more for each assistant header in it",
             "verdict": "score",
-            "group": "input_prompt: a file is taken for one step",
+            "group": "input_prompt",
             "reward": "score",
         },
     )

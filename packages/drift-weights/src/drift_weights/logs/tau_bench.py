@@ -136,7 +136,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             "prompt": "traj before its last assistant message",
             "turns": "assistant messages of traj, tool calls too",
             "verdict": "reward",
-            "group": "task_id (samples: trial)",
+            "group": "task_id",
             "reward": "reward",
         },
     )

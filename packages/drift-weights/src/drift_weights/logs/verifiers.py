@@ -13,7 +13,8 @@ Prompt and completion are strings in completion-style environments. Source: veri
 - A group is `example_id`, and `task` where it is there: environments that hold several may number each
   from 0. `example_id` is a position in the run's data set: keep runs over other data in another file.
 - The rollouts of an example are not numbered, so a repeated line cannot be told from an equal sample.
-- A rollout that failed (`error`) has reward 0, which says nothing about its answer: it is refused.
+- A rollout that failed (`error`) has reward 0, which says nothing about its answer: it is unscored, so its
+  whole group is left out.
 - `is_truncated` is set by any cut turn, or by a prompt that outgrew the context.
 - Messages of the environment behind the last response are no turn. A turn that calls a tool is one.
 """
@@ -44,9 +45,8 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
     counting = counts_from_text(columns)
 
     def outcome(row: Row) -> Outcome:
-        _refuse_failed(row.get("error"))
-        turns = Turns(1, 1, None, None)
-        if counting and not isinstance(row["completion"], str):
+        turns, failed = Turns(1, 1, None, None), bool(row.get("error"))
+        if counting and not failed and not isinstance(row["completion"], str):
             turns = count_turns(row["completion"], "completion", columns.answers, malformed)
         return Outcome(
             group=tuple(row[name] for name in group),
@@ -54,6 +54,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             length=turns.length,
             unique=turns.unique,
             counted=turns.counted,
+            unscored=failed,
             note=turns.note,
         )
 

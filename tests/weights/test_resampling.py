@@ -1,0 +1,510 @@
+"""Resampling of whole files: what is drawn follows the key, and every copy is its row.
+
+`weights.resample`, whose own laws are in test_resample.py, is the oracle of the counts.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift_weights import (
+    Columns,
+    WeightConfig,
+    read_folder,
+    resample,
+    to_table,
+    weighted_turns,
+    write_folder,
+)
+from drift_weights.outputs import reweight_file
+from drift_weights.resampling import resample_file
+from drift_weights.schema import WEIGHTED
+from rows import trajectory
+from strategies import keyed_returns
+
+KEY = ("prompt_id", "round", "policy", "sample")
+Row = dict[str, Any]
+
+
+def turns() -> list[Row]:
+    """Groups of 1, 2, 5 and 16 with dialogues of several lengths; samples neither from 0 nor in order."""
+    generator = random.Random(3)
+    data = [
+        trajectory(
+            f"q{size}",
+            17 * sample - 4,
+            generator.choices(["a", "b", None], k=generator.randint(1, 4)),
+            ended=generator.choice(["solved", "budget"]),
+        )
+        for size in (1, 2, 5, 16)
+        for sample in range(size)
+    ]
+    table, _ = weighted_turns(to_table(data), WeightConfig(beta=0.4))
+    return list(table.to_pylist())
+
+
+def folder(path: Path, rows: Iterable[Row], **manifest: Any) -> Path:
+    return write_folder(path, pa.Table.from_pylist(list(rows), WEIGHTED), "weighted", manifest)
+
+
+def drawn(path: Path, **settings: Any) -> list[Row]:
+    """The rows that resampling a folder gives."""
+    with TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        resample_file(path, out, **settings)
+        return list(read_folder(out, "weighted")[0].to_pylist())
+
+
+def drawn_rows(rows: Iterable[Row], **settings: Any) -> list[Row]:
+    with TemporaryDirectory() as scratch:
+        return drawn(folder(Path(scratch) / "in", rows), **settings)
+
+
+def key(row: Row, sample: str = "sample") -> tuple[Any, ...]:
+    return (row["prompt_id"], row["round"], row["policy"], row[sample])
+
+
+def by_key(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
+    found = {key(row): row for row in rows}
+    return found
+
+
+def oracle(rows: list[Row], *, seed: int, epoch: int = 0) -> dict[tuple[Any, ...], int]:
+    """Counts by key, from the arrays alone; no zeros."""
+    counts = resample(
+        [row["weight"] for row in rows],
+        [key(row)[:3] for row in rows],
+        [row["sample"] for row in rows],
+        seed=seed,
+        epoch=epoch,
+    )
+    return {key(row): int(count) for row, count in zip(rows, counts, strict=True) if count}
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 0), (7, 3)])
+def test_a_folders_rows_are_drawn_as_often_as_the_arrays_say(seed: int, epoch: int) -> None:
+    rows = turns()
+    found = drawn_rows(rows, seed=seed, epoch=epoch)
+    assert Counter(key(row, "drawn_sample") for row in found) == oracle(rows, seed=seed, epoch=epoch)
+
+
+def test_a_whole_group_yields_as_many_rows_as_it_has() -> None:
+    rows = turns()
+    sizes = Counter(row["prompt_id"] for row in rows)
+    for seed in range(5):
+        assert Counter(row["prompt_id"] for row in drawn_rows(rows, seed=seed)) == sizes
+
+
+def test_each_row_stands_there_its_weight_rounded_down_or_up() -> None:
+    rows = turns()
+    counts = Counter(key(row, "drawn_sample") for row in drawn_rows(rows, seed=4))
+    for row in rows:
+        assert math.floor(row["weight"] - 1e-9) <= counts[key(row)] <= math.ceil(row["weight"] + 1e-9)
+
+
+@pytest.mark.parametrize("varied", ["seed", "epoch"])
+def test_the_mean_count_over_many_draws_is_the_weight(tmp_path: Path, varied: str) -> None:
+    """Over draws, and over groups that are alike but for their name."""
+    group = [row for row in turns() if row["prompt_id"] == "q16"]
+    copies, draws = 60, 8
+    rows = [row | {"prompt_id": f"p{number}"} for number in range(copies) for row in group]
+    source = folder(tmp_path / "in", rows)
+    total: Counter[int] = Counter()
+    for number in range(draws):
+        total.update(row["drawn_sample"] for row in drawn(source, **({"seed": 1} | {varied: number})))
+    for row in group:
+        # A count is a rounding, so its variance is at most 1/4.
+        mean = total[row["sample"]] / (copies * draws)
+        assert abs(mean - row["weight"]) < 4.5 * 0.5 / math.sqrt(copies * draws)
+
+
+def test_a_copy_is_its_row_but_for_weight_and_sample() -> None:
+    rows = by_key(turns())
+    for copy in drawn_rows(rows.values(), seed=2):
+        row = rows[key(copy, "drawn_sample")]
+        assert copy["weight"] == 1.0
+        changed = ("weight", "sample", "drawn_sample")
+        assert {n: v for n, v in copy.items() if n not in changed} == {
+            n: v for n, v in row.items() if n not in changed
+        }
+
+
+def test_keys_stay_unique_and_samples_count_the_draws_of_a_group() -> None:
+    found = drawn_rows(turns(), seed=2)
+    groups: dict[Any, list[tuple[int, int]]] = {}
+    for row in found:
+        groups.setdefault(row["prompt_id"], []).append((row["sample"], row["drawn_sample"]))
+    for pairs in groups.values():
+        numbers, own = zip(*sorted(pairs), strict=True)
+        assert numbers == tuple(range(len(pairs)))
+        # Draws are numbered in the order of the rows that they are of.
+        assert list(own) == sorted(own)
+
+
+@given(st.permutations(range(24)), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**40))
+@settings(max_examples=25)
+def test_order_shards_and_portions_do_not_matter(
+    order: list[int], shard: int, portion: int, seed: int
+) -> None:
+    rows = turns()
+    expected = by_key(drawn_rows(rows, seed=seed))
+    shuffled = [rows[i] for i in order]
+    with TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        source = Path(scratch) / "in"
+        (source / "data").mkdir(parents=True)
+        shards = [shuffled[i : i + shard] for i in range(0, len(rows), shard)]
+        sharded(source, shards)
+        patch.setattr("drift_weights.sources.TABLE_ROWS", portion)
+        patch.setattr("drift_weights.draws._AT_ONCE", portion)
+        found = drawn(source, seed=seed)
+    assert by_key(found) == expected
+    assert len(found) == len(expected)
+
+
+def sharded(path: Path, shards: list[list[Row]]) -> None:
+    """A folder of several shards, made by hand of folders of one."""
+    entries, manifest = [], {}
+    for number, rows in enumerate(shards):
+        one = folder(path.with_name(f"one-{number}"), rows)
+        manifest = json.loads((one / "drift.json").read_text())
+        name = f"data/part-{number:05d}.parquet"
+        shutil.move(one / "data" / "part-00000.parquet", path / name)
+        entries.append(manifest["shards"][0] | {"file": name})
+    manifest |= {"shards": entries, "rows": sum(map(len, shards))}
+    (path / "drift.json").write_text(json.dumps(manifest))
+
+
+def test_files_of_other_groups_are_drawn_alike_alone_and_together() -> None:
+    rows = turns()
+    some = [row for row in rows if row["prompt_id"] in ("q2", "q16")]
+    rest = [row for row in rows if row not in some]
+    parts = by_key(drawn_rows(some, seed=5)) | by_key(drawn_rows(rest, seed=5))
+    assert by_key(drawn_rows(rows, seed=5)) == parts
+
+
+def test_the_same_draw_is_the_same_bytes(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", turns(), weighting={"beta": 0.4}, omitted_groups=[])
+    for name in ("one", "two"):
+        resample_file(source, tmp_path / name, seed=3, epoch=1)
+    first, second = (
+        {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        for path in (tmp_path / "one", tmp_path / "two")
+    )
+    assert first == second
+    assert len(first) == 2
+
+
+def test_the_manifest_says_source_seed_and_epoch(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", turns(), weighting={"beta": 0.4}, omitted_groups=[{"prompt_id": "x"}])
+    resample_file(source, tmp_path / "out", seed=3, epoch=1)
+    manifest = read_folder(tmp_path / "out", "weighted")[1]
+    assert manifest["resampling"] == {"seed": 3, "epoch": 1}
+    assert manifest["selection"] == "resampled"
+    assert manifest["source"] == {"path": "in", "manifest": read_folder(source, "weighted")[1]}
+    assert manifest["weighting"] == {"beta": 0.4}
+    assert manifest["omitted_groups"] == [{"prompt_id": "x"}]
+
+
+# Logs.
+
+LINES = [
+    b'{"prompt_id": "a", "sample": 0, "correct":1,\t"length":2, "unique": 1, "x": 1.50, "y":"\\u00e9"}\r\n',
+    b'{"prompt_id":"b","sample":1,"correct":1,"length":5,"unique":5,"note":{"weight":[1,2]} }\n',
+    b'{ "sample": 1, "prompt_id": "a", "correct": 0, "length": 5, "unique": 3}\n',
+    '{"prompt_id": "b", "sample": 0, "correct": 1, "length": 4, "unique": 2, "z": "é"}\n'.encode(),
+    b'{"prompt_id": "a", "sample": 2, "correct": 1, "length": 3, "unique": 3}',
+]
+
+
+def weighed(folder: Path, lines: Iterable[bytes] = LINES, **options: Any) -> Path:
+    """A log that reweight wrote."""
+    (folder / "log.jsonl").write_bytes(b"".join(lines))
+    reweight_file(folder / "log.jsonl", folder / "w.jsonl", WeightConfig(beta=0.6), **options)
+    return folder / "w.jsonl"
+
+
+def log_counts(path: Path, group: Callable[[Row], Any], *, sample: str | None, seed: int) -> list[int]:
+    """Counts of a log's rows, from its values alone."""
+    rows = [json.loads(line) for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()]
+    keys, places, seen = [group(row) for row in rows], [], Counter[Any]()
+    for name in keys:
+        places.append(seen[name])
+        seen[name] += 1
+    numbers = places if sample is None else [row[sample] for row in rows]
+    return list(resample([row["weight"] for row in rows], keys, numbers, seed=seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_logs_lines_are_repeated_with_the_weight_one_and_no_other_change(
+    tmp_path: Path, seed: int
+) -> None:
+    source = weighed(tmp_path)
+    counts = log_counts(source, lambda row: row["prompt_id"], sample="sample", seed=seed)
+    resample_file(source, tmp_path / "out.jsonl", seed=seed)
+    expected = b""
+    for line, count in zip(source.read_bytes().splitlines(keepends=True), counts, strict=True):
+        weight = json.dumps(json.loads(line)["weight"]).encode()
+        head, tail = line.rsplit(b'"weight":' + weight, 1)
+        copy = head + b'"weight":1.0' + tail
+        expected += (copy if copy.endswith(b"\n") else copy + b"\n") * count
+    assert (tmp_path / "out.jsonl").read_bytes() == expected
+    assert sum(counts) == len(LINES)
+
+
+def test_seeds_and_epochs_are_different_draws_of_a_log(tmp_path: Path) -> None:
+    lines = [b'{"prompt_id": %d, "r": %.1f}\n' % (n // 2, n % 2 / 4) for n in range(60)]
+    source = weighed(tmp_path, lines, columns=Columns(return_column="r"))
+    found = set()
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]:
+        resample_file(source, tmp_path / "out.jsonl", seed=seed, epoch=epoch, overwrite=True)
+        found.add((tmp_path / "out.jsonl").read_bytes())
+    assert len(found) == 4
+
+
+def test_a_byte_order_mark_stays_the_files_first_bytes_and_nobody_elses(tmp_path: Path) -> None:
+    source = weighed(tmp_path, [codecs.BOM_UTF8, *LINES])
+    for seed in range(8):
+        resample_file(source, tmp_path / "out.jsonl", seed=seed, overwrite=True)
+        found = (tmp_path / "out.jsonl").read_bytes()
+        assert found.startswith(codecs.BOM_UTF8)
+        assert found.count(codecs.BOM_UTF8) == 1
+
+
+def test_the_side_file_says_how_the_rows_are_grouped(tmp_path: Path) -> None:
+    lines = [
+        b'{"task": "%c", "try": %d, "r": 0.%d, "sample": 0}\n' % (b"ab"[n % 2], n % 3, n % 7)
+        for n in range(36)
+    ]
+    columns = Columns(group=("task", "try"), return_column="r")
+    source = weighed(tmp_path, lines, columns=columns)
+    counts = log_counts(source, lambda row: (row["task"], row["try"]), sample=None, seed=3)
+    resample_file(source, tmp_path / "out.jsonl", seed=3)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    expected = [
+        row | {"weight": 1.0} for row, count in zip(rows, counts, strict=True) for _ in range(count)
+    ]
+    assert found == expected
+    assert len(set(counts)) > 1
+
+
+@pytest.mark.parametrize("sample", ["null", '"s%d"', None, "%d.5"])
+def test_rows_without_a_whole_sample_are_numbered_by_their_place(
+    tmp_path: Path, sample: str | None
+) -> None:
+    lines = []
+    for number in range(12):
+        text = (
+            "" if sample is None else '"sample": ' + (sample % number if "%" in sample else sample) + ", "
+        )
+        lines.append(f'{{{text}"prompt_id": "{"ab"[number % 2]}", "correct": {number % 3 % 2}}}\n'.encode())
+    source = weighed(tmp_path, lines)
+    counts = log_counts(source, lambda row: row["prompt_id"], sample=None, seed=1)
+    found = resample_file(source, tmp_path / "out.jsonl", seed=1)
+    lines_out = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    rows = source.read_bytes().splitlines()
+    assert len(lines_out) == found.drawn == sum(counts)
+    expected = [
+        json.loads(row) | {"weight": 1.0} for row, n in zip(rows, counts, strict=True) for _ in range(n)
+    ]
+    assert [json.loads(line) for line in lines_out] == expected
+
+
+def test_a_tables_whole_floats_are_samples(tmp_path: Path) -> None:
+    """As pandas writes numbers with a gap."""
+    table = pa.table({"prompt_id": ["a"] * 4, "correct": [1, 0, 1, 0], "sample": [3.0, 2.0, 1.0, 0.0]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    reweight_file(tmp_path / "log.parquet", tmp_path / "w.parquet", WeightConfig(beta=0.6))
+    weights = pq.read_table(tmp_path / "w.parquet").column("weight").to_pylist()
+    for seed in range(10):
+        resample_file(tmp_path / "w.parquet", tmp_path / "out.parquet", seed=seed, overwrite=True)
+        counts = resample(weights, ["a"] * 4, [3, 2, 1, 0], seed=seed)
+        found = pq.read_table(tmp_path / "out.parquet").column("sample").to_pylist()
+        assert found == np.repeat([3.0, 2.0, 1.0, 0.0], counts).tolist()
+
+
+@given(keyed_returns(), st.integers(0, 2**32), st.data())
+@settings(max_examples=25)
+def test_jsonl_and_parquet_in_any_order_draw_the_same_rows(
+    table: Any, seed: int, data: st.DataObject
+) -> None:
+    names = list(dict.fromkeys(map(repr, table.group_N)))
+    rows = [
+        {"g": names.index(repr(group)), "sample": n, "r": r}
+        for n, (group, r) in enumerate(zip(table.group_N, table.return_N, strict=True))
+    ]
+    rows = [{"prompt_id": f"p{row['g']}", "round": row["g"] % 2} | row for row in rows]
+    shuffled = data.draw(st.permutations(rows))
+    columns = Columns(return_column="r")
+    with TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        (here / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pq.write_table(pa.Table.from_pylist(shuffled), here / "log.parquet")
+        found = []
+        for kind in ("jsonl", "parquet"):
+            reweight_file(here / f"log.{kind}", here / f"w.{kind}", columns=columns)
+            said = resample_file(here / f"w.{kind}", here / f"out.{kind}", seed=seed)
+            assert said.drawn == said.rows == len(rows)
+            assert said.groups == len({row["prompt_id"] for row in rows})
+        found.append(Counter(json.loads(line)["sample"] for line in (here / "out.jsonl").open()))
+        found.append(Counter(pq.read_table(here / "out.parquet").column("sample").to_pylist()))
+    assert found[0] == found[1]
+
+
+def test_a_parquet_log_keeps_its_columns_types_codecs_and_metadata(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "prompt_id": pa.array(["a", "a", "b"], pa.large_string()),
+            "correct": [1, 0, 0],
+            "extra": [[1], [], None],
+        }
+    ).replace_schema_metadata({"who": "me"})
+    pq.write_table(table, tmp_path / "log.parquet", compression="gzip")
+    reweight_file(tmp_path / "log.parquet", tmp_path / "w.parquet")
+    resample_file(tmp_path / "w.parquet", tmp_path / "out.parquet", seed=0)
+    found, before = (pq.ParquetFile(tmp_path / name) for name in ("out.parquet", "w.parquet"))
+    assert found.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+    assert found.metadata.row_group(0).column(0).compression == "GZIP"
+    # The wrong row of a group with a right one weighs next to nothing: the right one is there twice.
+    assert found.read().drop_columns(["weight"]).to_pylist() == table.take([0, 0, 2]).to_pylist()
+    assert found.read().column("weight").to_pylist() == [1.0] * 3
+
+
+def test_the_side_file_says_source_seed_and_epoch_and_vouches_for_no_weight(tmp_path: Path) -> None:
+    source = weighed(tmp_path)
+    resample_file(source, tmp_path / "out.jsonl", seed=3, epoch=2)
+    beside = json.loads((tmp_path / "out.jsonl.drift.json").read_text())
+    assert beside["resampling"] == {"seed": 3, "epoch": 2}
+    assert beside["source"] == {
+        "path": "w.jsonl",
+        "manifest": json.loads((tmp_path / "w.jsonl.drift.json").read_text()),
+    }
+    assert "sha256" not in beside
+    with pytest.raises(ValueError, match="resampled already; draw again from the log"):
+        resample_file(tmp_path / "out.jsonl", tmp_path / "again.jsonl", seed=0)
+
+
+def test_reweight_does_not_take_drawn_rows_for_samples(tmp_path: Path) -> None:
+    """They are no i.i.d. samples any more, with a sample column or without."""
+    for name, lines in (
+        ("with", LINES),
+        ("without", [line.replace(b'"sample"', b'"s"') for line in LINES]),
+    ):
+        (tmp_path / name).mkdir()
+        resample_file(weighed(tmp_path / name, lines), tmp_path / name / "out.jsonl", seed=0)
+        with pytest.raises(ValueError, match=r"not ours|already; keep one"):
+            reweight_file(tmp_path / name / "out.jsonl", tmp_path / name / "again.jsonl")
+
+
+# Refusals.
+
+
+def refused(says: str, source: Path, output: Path, **settings: Any) -> None:
+    before = sorted(output.parent.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=says):
+        resample_file(source, output, **({"seed": 0} | settings))
+    assert sorted(output.parent.rglob("*")) == before
+
+
+def test_a_log_whose_weight_is_not_ours_is_refused(tmp_path: Path) -> None:
+    source = weighed(tmp_path)
+    refused("no log.jsonl.drift.json beside it", tmp_path / "log.jsonl", tmp_path / "out.jsonl")
+    source.write_bytes(source.read_bytes().replace(b"1.50", b"1.51"))
+    refused("not the file that w.jsonl.drift.json vouches for", source, tmp_path / "out.jsonl")
+
+
+def test_weights_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b"".join(LINES))
+    reweight_file(tmp_path / "log.jsonl", tmp_path / "side.parquet", form="side")
+    refused("holds weights alone", tmp_path / "side.parquet", tmp_path / "out.parquet")
+
+
+def test_what_is_no_weighted_folder_or_log_is_refused(tmp_path: Path) -> None:
+    trajectories = to_table([trajectory("g", 0, ["a"])])
+    write_folder(tmp_path / "t", trajectories, "trajectories", {})
+    refused("run drift-weights reweight on it first", tmp_path / "t", tmp_path / "out")
+    refused("is no file", tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "log.json").write_text("[]")
+    refused("expected a file ending in", tmp_path / "log.json", tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("selection", ["rft", "sft-5turn", "resampled"])
+def test_rows_that_count_once_are_refused(tmp_path: Path, selection: str) -> None:
+    source = folder(tmp_path / "in", turns(), selection=selection)
+    refused(f"holds the selection {selection}", source, tmp_path / "out")
+
+
+def test_outputs_of_another_form_are_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", turns())
+    refused("a folder becomes a folder", source, tmp_path / "out.parquet")
+    refused("keeps the input's format", weighed(tmp_path), tmp_path / "out.parquet")
+    refused("keeps the input's format", tmp_path / "w.jsonl", tmp_path / "out")
+
+
+def test_an_existing_output_is_kept_unless_told(tmp_path: Path) -> None:
+    source = weighed(tmp_path)
+    (tmp_path / "out.jsonl").write_text("mine")
+    refused("exists", source, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "mine"
+    resample_file(source, tmp_path / "out.jsonl", seed=0, overwrite=True)
+    assert (tmp_path / "out.jsonl").read_text() != "mine"
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_bad_weight_is_named(tmp_path: Path, weight: float) -> None:
+    rows = turns()
+    rows[7]["weight"] = weight
+    refused("row 7: weight must be finite", folder(tmp_path / "in", rows), tmp_path / "out")
+
+
+def test_a_sample_that_a_group_holds_twice_is_named(tmp_path: Path) -> None:
+    rows = turns()
+    rows[9]["sample"] = rows[12]["sample"]
+    refused(
+        "row 12: sample .* of its group is there twice", folder(tmp_path / "in", rows), tmp_path / "out"
+    )
+
+
+def test_weights_that_draw_nothing_are_refused(tmp_path: Path) -> None:
+    rows = [row | {"weight": 0.0} for row in turns()]
+    refused("no row is drawn", folder(tmp_path / "in", rows), tmp_path / "out")
+
+
+def test_a_failure_half_way_leaves_the_old_output(tmp_path: Path) -> None:
+    source = weighed(tmp_path)
+    resample_file(source, tmp_path / "out.jsonl", seed=0)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    seen = 0
+
+    def stop(rows: int) -> None:
+        nonlocal seen
+        seen += rows
+        if seen > len(LINES) + 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        resample_file(source, tmp_path / "out.jsonl", seed=1, overwrite=True, advance=stop)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_rows_are_reported_as_they_are_read_and_written(tmp_path: Path) -> None:
+    for source, out in ((folder(tmp_path / "in", turns()), "out"), (weighed(tmp_path), "out.jsonl")):
+        told: list[int] = []
+        found = resample_file(source, tmp_path / out, seed=0, advance=told.append)
+        assert sum(told) == 2 * found.rows
