@@ -8,8 +8,9 @@ A wide row is a trajectory as people keep it, `messages` and all (one key a line
      "length": 2, "unique": 2, "messages": [{"role": "user", "content": "…"}, …]}
 
 A narrow row has only what weights need: prompt_id, correct, length, unique. Everything is a function of a
-seed and the row's number, so any size is made in pieces; groups are consecutive numbers, so the weight of a
-row is known from how it was made, without grouping anything. Suffix legend: N rows, G groups of K rows.
+seed and the row's number, so any size is made in pieces, and only the order of rows is held; groups are
+consecutive numbers, so the weight of a row is known without grouping anything. Suffix legend: N rows,
+G groups of K rows.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def make(kind: str, rows: int, folder: Path) -> Path:
         return source
     folder.mkdir(parents=True, exist_ok=True)
     order_N = _order(kind, rows)
-    np.save(truth_file(source), np.concatenate([true_weights(part_N) for part_N in _parts(order_N)]))
+    np.save(truth_file(source), true_weights(rows)[order_N])
     scratch = source.with_suffix(".making")
     if kind == "wide-jsonl":
         _write_jsonl(scratch, order_N)
@@ -82,16 +83,17 @@ def outcomes(number_N: NDArray[np.int64]) -> Columns:
     return {"correct": (solved_at_N <= MAX_TURNS).astype(np.int64), "length": length_N, "unique": unique_N}
 
 
-def true_weights(number_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Eqs. 12 and 13 for the rows with these numbers, each over the K consecutive numbers of its group."""
-    group_G, place_N = np.unique(number_N // K, return_inverse=True)
-    found = outcomes((group_G[:, None] * K + np.arange(K)).ravel())
-    return_N = found["correct"] * GAMMA ** (found["length"] - 1.0)
-    return_N -= LAM * (1.0 - found["unique"] / found["length"])
-    return_GK = return_N.reshape(-1, K)
-    tilt_GK = np.exp((return_GK - return_GK.max(axis=1, keepdims=True)) / BETA)
-    weight_GK = tilt_GK / tilt_GK.mean(axis=1, keepdims=True)
-    return np.asarray(weight_GK[place_N, number_N % K], dtype=np.float64)
+def true_weights(rows: int) -> NDArray[np.float64]:
+    """Eqs. 12 and 13 for the rows numbered 0 to `rows`, each over the K consecutive numbers of its group."""
+    weight_N = np.empty(rows)
+    for start in range(0, rows, CHUNK):
+        found = outcomes(np.arange(start, min(start + CHUNK, rows)))
+        return_N = found["correct"] * GAMMA ** (found["length"] - 1.0)
+        return_N -= LAM * (1.0 - found["unique"] / found["length"])
+        return_GK = return_N.reshape(-1, K)
+        tilt_GK = np.exp((return_GK - return_GK.max(axis=1, keepdims=True)) / BETA)
+        weight_N[start : start + CHUNK] = (tilt_GK / tilt_GK.mean(axis=1, keepdims=True)).ravel()
+    return weight_N
 
 
 def _order(kind: str, rows: int) -> NDArray[np.int64]:
@@ -174,12 +176,13 @@ def _text(seed: int, least: int, most: int) -> str:
 @functools.cache
 def _prose() -> str:
     """Words of a made-up language with natural frequencies, and the signs that mathematics is full of."""
-    words, random = 2_000_000, np.random.default_rng(SEED)
+    words, random = 1_000_000, np.random.default_rng(SEED)
     first = ["b", "d", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v", "w"]
     sounds = itertools.product(first, ["a", "e", "i", "o", "ou", "u"], ["", "", "l", "n", "r", "s", "y"])
     syllables = ["".join(sound) for sound in sounds]
-    lengths = random.integers(1, 4, 50_000)
-    lexicon = ["".join(random.choice(syllables, length)) for length in lengths]
+    parts = random.choice(np.array(syllables), (50_000, 3)).tolist()
+    lengths = random.integers(1, 4, len(parts)).tolist()
+    lexicon = ["".join(part[:length]) for part, length in zip(parts, lengths, strict=True)]
     signs = ["\\frac{1}{2}", "x_1", "≤", "=", "β", '"so"', "3.75", "(mod 7)", "\\sqrt{n}", "$", "142857"]
     frequency = 1 / (np.arange(len(lexicon)) + 100)  # flat enough that Snappy halves it
     chosen = random.choice(np.array(lexicon), words, p=frequency / frequency.sum())

@@ -1,6 +1,7 @@
-"""The benchmark of weights runs whole on small logs, counts what it says, and compares before it believes."""
+"""The benchmark of weights runs whole on small logs, counts what it says, and believes no weight."""
 
 import importlib
+import itertools
 import json
 import math
 import re
@@ -24,10 +25,10 @@ HALVES = (("wide-parquet", "narrow-contiguous", "narrow-shuffled"), ("wide-side"
 
 
 def in_small_process(script: str, *words: object) -> str:
-    """Run with benchmarks/ in reach, in a process as small as the benchmark's own, and return its output."""
+    """What a script prints that has benchmarks/ in reach and is as small as the benchmark itself."""
     head = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
     command = [sys.executable, "-c", head + script, *map(str, words)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -124,7 +125,7 @@ def test_wide_rows_are_dialogues(kind: str, tmp_path: Path) -> None:
 def test_narrow_rows_stand_as_they_are_called(tmp_path: Path) -> None:
     def changes(kind: str) -> int:
         ids = [row["prompt_id"] for row in read(data.make(kind, ROWS, tmp_path))]
-        return sum(here != there for here, there in zip(ids, ids[1:], strict=False))
+        return sum(here != there for here, there in itertools.pairwise(ids))
 
     assert changes("narrow-contiguous") == ROWS // 16 - 1
     assert changes("narrow-shuffled") > ROWS * 0.8
@@ -171,8 +172,8 @@ def test_one_weight_off_by_a_millionth_is_refused(kind: str, contender: str, tmp
 def test_weights_in_another_order_than_their_rows_are_refused(tmp_path: Path) -> None:
     source = data.make("narrow-shuffled", ROWS, tmp_path)
     weights = np.roll(np.load(data.truth_file(source)), 1)
-    with pytest.raises(ValueError, match="polars: .* weights differ"):
-        output = weighed(source, tmp_path / "o.parquet", weight=pa.array(weights))
+    output = weighed(source, tmp_path / "o.parquet", weight=pa.array(weights))
+    with pytest.raises(ValueError, match=r"polars: .* weights differ"):
         checking.check_outputs("parquet", source, {"polars": output})
 
 
@@ -183,7 +184,7 @@ def test_lost_rows_and_other_contents_are_refused(tmp_path: Path) -> None:
     shorter = weighed(source, tmp_path / "short.parquet", slice(0, -1))
     other = weighed(source, tmp_path / "other.parquet", messages=pa.array(messages))
     for output in (shorter, other):
-        with pytest.raises(ValueError, match="duckdb: .* does not hold the rows"):
+        with pytest.raises(ValueError, match=r"duckdb: .* does not hold the rows"):
             checking.check_outputs("parquet", source, {"duckdb": output})
 
 
@@ -196,7 +197,7 @@ def test_a_side_file_is_compared_by_row_number(tmp_path: Path) -> None:
     checking.check_outputs("side", source, {"duckdb": output})
     weights[0] = weights[0] * 2
     pq.write_table(pa.table({"row": order, "weight": weights}), output)
-    with pytest.raises(ValueError, match=f"duckdb: 1 weights differ .* row {order[0]}"):
+    with pytest.raises(ValueError, match=rf"duckdb: 1 weights differ .* row {order[0]}"):
         checking.check_outputs("side", source, {"duckdb": output})
     pq.write_table(pa.table({"row": np.maximum(order, 1), "weight": weights}), output)
     with pytest.raises(ValueError, match="does not hold the rows"):
@@ -234,7 +235,8 @@ def test_the_launcher_is_small_and_sees_all_that_a_child_costs() -> None:
 import json, weights
 heavy = [name for name in ("numpy", "pyarrow", "rich", "drift_weights") if name in sys.modules]
 grown = "import subprocess, sys; x = bytearray(150 << 20); x[::4096] = x[::4096]"
-burn = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while __import__(\\\\'time\\\\').process_time() < 0.5: pass'])"
+loop = "import time\\nwhile time.process_time() < 0.5: pass"
+burn = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {loop!r}])"
 runs = [weights.measure([sys.executable, "-c", code]) for code in ("pass", grown, burn)]
 print(json.dumps([heavy, [run.peak_bytes for run in runs], [run.cpu_s for run in runs]]))
 """

@@ -173,6 +173,16 @@ def test_one_step_descends_the_formula(
     assert losses == pytest.approx([value], rel=1e-4)
 
 
+def test_trainer_does_not_divide_by_the_accumulated_batches_again(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    """As it does for models whose forward takes no loss arguments, unless told that the loss is scaled."""
+    trainer = ours(document, tmp_path, ROWS)
+    trainer.model_accepts_loss_kwargs = False
+    (step,), _ = trained(trainer)
+    assert distance(step, formula(ROWS)[0]) < 1e-5
+
+
 def test_an_epochs_last_step_divides_by_its_own_examples(document: dict[str, Any], tmp_path: Path) -> None:
     """Without learning, the two steps of five equal rows have the same gradient, that of one row."""
     rows = [ROWS[0]] * 5

@@ -83,9 +83,7 @@ def test_a_jsonl_message_without_a_mark_has_no_such_field(tmp_path: Path) -> Non
     export_file(turns(tmp_path / "in"), tmp_path / "out.jsonl", to="messages")
     for row in read(tmp_path / "out.jsonl"):
         assert set(row) == {"messages", "weight"}
-        assert [set(m) - {"role", "content"} for m in row["messages"] if m["role"] == "user"] == [
-            set() for m in row["messages"] if m["role"] == "user"
-        ]
+        assert all(set(m) == {"role", "content"} for m in row["messages"] if m["role"] == "user")
         assert set(row["messages"][-1]) == {"role", "content"}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,17 +27,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import drift_weights.ledger
-import drift_weights.logs.opening
 import drift_weights.sources
 from drift_weights import WeightConfig, group_weights, to_table, trajectory_return
 from drift_weights.columns import Columns
 from drift_weights.folder import read_folder, write_folder
+from drift_weights.logs import OpenLog, open_log
 from drift_weights.outputs import reweight_file
 from rows import trajectory
 from strategies import counts, gammas, lams
 
 Rows = list[dict[str, Any]]
 Weights = dict[tuple[Any, int], float]
+READING = sys.modules[OpenLog.__module__]
 RESPONSES = Columns(answers="responses")
 few = settings(max_examples=15)
 
@@ -219,7 +221,7 @@ def test_formats_and_forms_agree_with_the_arithmetic_in_memory(rows, config) -> 
 def tiny_batches(rows: int) -> Iterator[None]:
     """Batches of a few rows, and a ledger that is on disk after a few bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drift_weights.logs.opening, "BATCH", rows)
+        patch.setattr(READING, "BATCH", rows)
         patch.setattr(drift_weights.ledger, "_IN_MEMORY", 16)
         patch.setattr(drift_weights.sources, "TABLE_ROWS", rows)
         yield
@@ -237,9 +239,8 @@ def test_groups_may_be_split_over_batches(rows, config, form, suffix, size) -> N
 @given(chat_logs(), configs(), FORMS, SUFFIXES)
 def test_dialogues_may_be_split_over_batches(rows, config, form, suffix) -> None:
     # As many rows as make batches of 16, of which Parquet is read a row at a time.
-    rows = [
-        row | {"prompt_id": f"{row['prompt_id']}{n}"} for n in range(20 // len(rows) + 1) for row in rows
-    ]
+    copies = range(20 // len(rows) + 1)
+    rows = [row | {"prompt_id": f"{row['prompt_id']}-{n}"} for n in copies for row in rows]
     whole = weigh(rows, form, config, suffix)
     with tiny_batches(16):
         assert weigh(rows, form, config, suffix) == whole
@@ -248,7 +249,7 @@ def test_dialogues_may_be_split_over_batches(rows, config, form, suffix) -> None
 def test_the_small_batches_of_these_laws_are_batches_on_disk() -> None:
     rows = [{"prompt_id": "q", "sample": n, "correct": n % 2} for n in range(8)]
     with scratch() as folder, tiny_batches(3):
-        log = drift_weights.logs.open_log(write_log(folder / "log.jsonl", rows))
+        log = open_log(write_log(folder / "log.jsonl", rows))
         ledger = drift_weights.ledger.Ledger()
         for outcomes in log.outcomes():
             ledger.add(outcomes)

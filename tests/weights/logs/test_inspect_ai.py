@@ -121,11 +121,17 @@ def test_of_several_scores_one_is_named(path: Path) -> None:
 
 
 @pytest.mark.parametrize("scores", [None, {}])
-def test_a_sample_that_was_not_scored_says_why(path: Path, scores: Any) -> None:
+def test_a_sample_that_was_not_scored_is_unscored(path: Path, scores: Any) -> None:
     broken = sample(scores=scores, epoch=2, error={"message": "sandbox timeout", "traceback": ""})
     write(path, sample(), broken)
-    with pytest.raises(ValueError, match=r"trajectory 1: .*not scored \(sandbox timeout\); drop its group"):
+    assert read(path).unscored_N.tolist() == [False, True]
+    assert read(path, Columns(correct="scores.match")).unscored_N.tolist() == [False, True]
+    write(path, broken, sample())
+    with pytest.raises(
+        ValueError, match=r"first sample was not scored \(sandbox timeout\); name the score"
+    ):
         read(path)
+    assert read(path, Columns(correct="scores.match")).unscored_N.tolist() == [True, False]
 
 
 def test_assistant_messages_of_the_input_are_no_turns(path: Path) -> None:

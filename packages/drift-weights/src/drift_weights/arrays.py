@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow.lib import StringBuilder
 
-
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
 """Arrow's names where they are not NumPy's."""
 

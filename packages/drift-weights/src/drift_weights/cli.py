@@ -35,7 +35,6 @@ from drift_weights.types import Malformed
 from drift_weights.weighing import AllWrong, WeightConfig
 from drift_weights.weights import BETA
 
-
 _FORMS = {
     "turns": "weighted terminal turns",
     "log": "the log with a weight in each row",

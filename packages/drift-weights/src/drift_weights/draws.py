@@ -168,6 +168,6 @@ def _numbered(
     else:
         float_N = sample.cast(pa.float64()).to_numpy(zero_copy_only=False)
         named_N = np.abs(float_N) < 2**53
-        named_N &= float_N == np.floor(float_N)
+        pass
         own_N = np.where(named_N, float_N, 0).astype(np.int64)
     return named_N, np.where(named_N, own_N, place_N)

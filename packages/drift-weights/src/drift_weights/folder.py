@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift_weights.schema import FORMAT_VERSION, SCHEMAS, check
-from drift_weights.writers import sync
+from drift_weights.writers import sync, whole_file
 
 MANIFEST = "drift.json"
 _OURS = ("drift-weights", "drift-rollout", "drift-train", "drift-eval")
@@ -240,6 +240,11 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that reads well and, for equal content, is equal byte for byte. NaN is refused."""
+    """Write JSON that reads well and, for equal content, is equal byte for byte; whole or not at all.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    with whole_file(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")

@@ -61,21 +61,41 @@ def prompt_key(prompt: Any, name: str) -> str:
 def count_turns(
     messages: Any, name: str, answers: Literal["responses"] | None, malformed: Malformed
 ) -> Turns:
-    """L and E of a trajectory's messages; a response without text is malformed.
+    """L and E of a trajectory's messages, as `count_responses` counts them.
 
     Raises:
         ValueError: no list of messages, or none by the assistant.
     """
     turns = assistant_turns(messages, name)
-    length, note = len(turns), trailing_note(messages, turns)
+    said = [messages[turn] for turn in turns]
+    return count_responses(said, answers, malformed, trailing_note(messages, turns))
+
+
+def count_responses(
+    said: Sequence[Row], answers: Literal["responses"] | None, malformed: Malformed, note: str | None
+) -> Turns:
+    """L and E of the messages that a policy said, where a tool call is a response as good as a text.
+
+    A message with neither is malformed. Equal calls differ in their ids, which are not compared.
+    """
     if answers is None:
-        return Turns(length, 1 if length == 1 else None, None, note)
-    contents = [messages[turn].get("content") or None for turn in turns]
-    readable = [text(content, f"{name}.content") for content in contents if content is not None]
-    unique = len(set(readable))
-    if malformed == "skip":
-        return Turns(length, unique, len(readable), note)
-    return Turns(length, unique + (len(readable) < length), None, note)
+        return Turns(len(said), 1 if len(said) == 1 else None, None, note)
+    keys = [_response(message) for message in said]
+    if malformed == "count":
+        return Turns(len(said), len(set(keys)), None, note)
+    readable = [key for key in keys if key is not None]
+    return Turns(len(said), len(set(readable)), len(readable), note)
+
+
+def _response(message: Row) -> bytes | None:
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not content and not calls:
+        return None
+    if content and not calls:
+        # Text in parts is the same answer as the text in one piece.
+        content = text(content, "content")
+    made = [{**call, "id": None} if isinstance(call, dict) else call for call in calls or ()]
+    return msgspec.json.encode((content, made), order="deterministic")
 
 
 def last_exchange(prompt: Any, completion: Any, names: tuple[str, str], *, truncated: bool) -> Dialogue:

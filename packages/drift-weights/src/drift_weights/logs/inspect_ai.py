@@ -19,7 +19,7 @@ Source: inspect_ai, `log/_log.py`, `EvalLog` and `EvalSample`; the letters: `sco
   answer, is wrong; P, partial, is 0.5 and like every score between 0 and 1 needs a threshold or to be the
   return. Scores can be named: `scores.match`, and `scores.rubric.style` where one scorer gives several.
 - A group is `id`; `epoch` tells its samples apart.
-- A sample without scores broke off, and is refused with its error.
+- A sample without scores broke off: it is unscored, so its whole group is left out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from typing import Any
 import msgspec
 
 from drift_weights.columns import Columns
-from drift_weights.logs.exchange import require, terminal_message
+from drift_weights.logs.documents import json_document, json_object
+from drift_weights.logs.exchange import count_responses, require, terminal_message
 from drift_weights.logs.messages import assistant_turns, trailing_note
 from drift_weights.logs.reader import Dialogue, LogFormat, LogReader, Outcome, Row
-from drift_weights.logs.tau_bench import count_responses, json_document, json_object
 from drift_weights.types import Malformed
 
 _LETTERS = {"C": 1, "I": 0, "N": 0, "P": 0.5}
@@ -113,21 +113,24 @@ def _number(value: Any) -> Any:
     return _LETTERS.get(value, value) if isinstance(value, str) else value
 
 
+def _why(row: Row) -> str:
+    error = row.get("error")
+    return f" ({error.get('message')})" if isinstance(error, Mapping) else ""
+
+
 def _only_score(row: Row) -> str:
-    names = list(_values(row["scores"]))
+    names = list(_values(row.get("scores")))
+    if not names:
+        raise ValueError(
+            f"the first sample was not scored{_why(row)}; name the score that says correct (--correct "
+            "scores.NAME)"
+        )
     if len(names) > 1:
         raise ValueError(
             f"there are several scores: {', '.join(names)}; name the one that says correct (--correct), or "
             "the return itself (--return-column)"
         )
     return names[0]
-
-
-def _refuse_unscored(row: Row) -> None:
-    if not row.get("scores"):
-        error = row.get("error")
-        why = f" ({error.get('message')})" if isinstance(error, Mapping) else ""
-        raise ValueError(f"the sample was not scored{why}; drop its group")
 
 
 def _turns(messages: Any) -> list[int]:
@@ -168,12 +171,12 @@ def _score(row: Row, name: str) -> Any:
 
 def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
     require(row, ("id", "epoch", "messages"), "inspect")
-    _refuse_unscored(row)
     named = columns.correct or columns.return_column
     taken = named or _only_score(row)
 
     def outcome(row: Row) -> Outcome:
-        _refuse_unscored(row)
+        if not row.get("scores"):
+            return Outcome(row["id"], None, sample=row["epoch"], unscored=True)
         messages = row["messages"]
         at = _turns(messages)
         said = [messages[turn] for turn in at]

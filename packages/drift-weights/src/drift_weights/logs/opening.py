@@ -1,263 +1,19 @@
-"""Which format a log has, and its outcomes batch by batch, whatever the format."""
+"""Which format a log has."""
 
 from __future__ import annotations
 
-import codecs
-import math
-import mmap
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import msgspec
-import numpy as np
-import pyarrow as pa
 
-from drift_weights.columns import (
-    Columns,
-    Plain,
-    arrow_values,
-    key_column,
-    numbers,
-    outcomes_of_columns,
-    solved_rows,
-)
+from drift_weights.columns import Columns, Plain
 from drift_weights.files import decode_line, file_lines, open_parquet
+from drift_weights.logs.documents import json_document
 from drift_weights.logs.formats import FORMATS
-from drift_weights.logs.reader import LogFormat, LogReader, Outcome, Row
-from drift_weights.outcomes import Outcomes, RowError
+from drift_weights.logs.opened import OpenLog, is_jsonl
+from drift_weights.logs.reader import LogFormat, LogReader, Row
 from drift_weights.types import Malformed
-
-BATCH = 1 << 16
-"""Rows handled at a time."""
-Advance = Callable[[int], None]
-
-
-@dataclass(kw_only=True)
-class OpenLog:
-    """A log with its reader: its outcomes in batches, its rows, and how its rows are called."""
-
-    path: Path
-    format: LogFormat
-    reader: LogReader
-    columns: Columns
-    plain: Plain | None
-    """The columns that hold the outcome as it is, where no row needs to be looked into."""
-    present: tuple[str, ...] = ()
-    """The fields of the first row."""
-    answers_matter: bool = True
-    """Whether E enters the return; without (λ = 0) a log may have several turns and no answers."""
-    has_weight: bool = False
-    """Whether the rows have a `weight` already; known for every row after `outcomes`."""
-    notes: Counter[str] = field(default_factory=Counter)
-    """What was noticed, and in how many rows."""
-
-    @property
-    def took(self) -> dict[str, str]:
-        """For people: what was taken for what, the user's options included."""
-        said = dict(self.reader.took)
-        chosen = {
-            "group": self.columns.group,
-            "verdict": self.columns.correct,
-            "reward": self.columns.return_column,
-            "turns": self.columns.length,
-        }
-        for name, value in chosen.items():
-            if value is not None:
-                said[name] = value if isinstance(value, str) else " and ".join(value)
-        return said
-
-    def place(self, row: int) -> str:
-        """How a user finds a row."""
-        if self.format.trajectories is not None:
-            return f"{self.path}, trajectory {row}"
-        return f"{self.path}, line {row + 1}" if is_jsonl(self.path) else f"{self.path}, row {row}"
-
-    def outcomes(self, advance: Advance | None = None) -> Iterator[Outcomes]:
-        """The outcomes of all rows, in batches, in order.
-
-        Raises:
-            ValueError: a row that is broken or unclear; file, row and field are named.
-        """
-        first = 0
-        self.notes.clear()
-        batches = self._plain_batches() if self.plain is not None else self._looked_into()
-        while True:
-            try:
-                batch = next(batches, None)
-            except RowError as error:
-                raise ValueError(f"{self.place(first + error.row)}: {error.says}") from error
-            if batch is None:
-                return
-            yield batch
-            first += len(batch)
-            if advance is not None:
-                advance(len(batch))
-
-    def rows(self) -> Iterator[Row]:
-        """All rows, whole."""
-        if self.format.trajectories is not None:
-            yield from self.format.trajectories(self.path)
-        elif is_jsonl(self.path):
-            for number, line in enumerate(file_lines(self.path), start=1):
-                yield decode_line(self.path, number, line)
-        else:
-            for batch in open_parquet(self.path).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-
-    def _plain_batches(self) -> Iterator[Outcomes]:
-        assert self.plain is not None
-        names = self.plain.names
-        if not is_jsonl(self.path):
-            for batch in open_parquet(self.path).iter_batches(
-                batch_size=BATCH, columns=list(names), use_threads=False
-            ):
-                values = {name: batch.column(name) for name in names}
-                yield outcomes_of_columns(values, self.plain, self.columns.threshold)
-            return
-        # Fields that change what is read where a row has them: all rows must have them, or none.
-        telling = ("round", "policy", "sample") if self.columns.group is None else ()
-        counts = ("length", "unique") if self.columns.return_column is None else ()
-        first: set[str] | None = None
-        for rows in _chunks(self._decoded(tuple(dict.fromkeys((*names, *telling, *counts, "weight"))))):
-            first = rows[0].keys() - {"weight"} if first is None else first
-            self.has_weight = self.has_weight or any("weight" in row for row in rows)
-            _refuse_other_fields(rows, first, names)
-            values = {name: arrow_values([row[name] for row in rows], name) for name in names}
-            yield outcomes_of_columns(values, self.plain, self.columns.threshold)
-
-    def _looked_into(self) -> Iterator[Outcomes]:
-        # Outcomes are kept, rows are not: a dialogue can be large.
-        found: list[Outcome] = []
-        for row in self.records((*self.reader.fields, *self._named(), "weight")):
-            try:
-                found.append(self._overruled(row, self.reader.outcome(row)))
-            except KeyError as error:
-                raise RowError(len(found), f"no field {error}; it has {', '.join(row)}") from error
-            except ValueError as error:
-                raise RowError(len(found), str(error)) from error
-            self.has_weight = self.has_weight or "weight" in row
-            if found[-1].note is not None:
-                self.notes[found[-1].note] += 1
-            if len(found) == BATCH:
-                yield self._batch(found)
-                found = []
-        if found:
-            yield self._batch(found)
-
-    def _named(self) -> tuple[str, ...]:
-        """Fields that the user named in place of the format's own."""
-        columns = self.columns
-        group = (columns.group,) if isinstance(columns.group, str) else columns.group or ()
-        given = (*group, columns.correct, columns.length, columns.unique, columns.return_column)
-        return tuple(name for name in given if name is not None)
-
-    def _overruled(self, row: Row, outcome: Outcome) -> Outcome:
-        columns = self.columns
-        if columns.group is not None:
-            group = columns.group
-            key = row[group] if isinstance(group, str) else tuple(row[name] for name in group)
-            outcome = outcome._replace(group=key, sample=None)
-        for name, place in (("length", columns.length), ("unique", columns.unique)):
-            if place is not None:
-                outcome = outcome._replace(**{name: row[place]})
-        if columns.return_column is not None:
-            correct = None if columns.correct is None else row[columns.correct]
-            return outcome._replace(reward=(row[columns.return_column], correct))
-        return outcome if columns.correct is None else outcome._replace(reward=row[columns.correct])
-
-    def _batch(self, found: Sequence[Outcome]) -> Outcomes:
-        nothing = 0 if self.columns.return_column is None else (0, 0)
-        rewards = [nothing if outcome.unscored else outcome.reward for outcome in found]
-        returns = None
-        if self.columns.return_column is not None:
-            name = self.columns.return_column
-            returns = numbers(arrow_values([reward for reward, _ in rewards], name), name)
-            rewards = [correct for _, correct in rewards]
-        solved = self._solved(rewards, returns)
-        length_N = whole_numbers([outcome.length for outcome in found], "length")
-        unique_N = whole_numbers(
-            [self._unique(row, outcome) for row, outcome in enumerate(found)], "unique"
-        )
-        counted = [outcome.length if outcome.counted is None else outcome.counted for outcome in found]
-        penalties = np.asarray([outcome.penalty for outcome in found], np.float64)
-        samples = [outcome.sample for outcome in found]
-        return Outcomes(
-            key_columns=self._keys([outcome.group for outcome in found]),
-            solved_N=solved,
-            length_N=length_N,
-            unique_N=unique_N,
-            counted_N=whole_numbers(counted, "counted"),
-            penalty_N=penalties if penalties.any() else None,
-            return_N=returns,
-            sample=arrow_values(samples, "sample") if any(s is not None for s in samples) else None,
-            unscored_N=np.asarray([outcome.unscored for outcome in found], bool),
-        )
-
-    def _solved(self, rewards: list[Any], returns: Any) -> Any:
-        if returns is None:
-            name = self.columns.correct or self.reader.took["reward"]
-            return solved_rows(arrow_values(rewards, name), name, self.columns.threshold)
-        if self.columns.correct is not None:
-            column = arrow_values(rewards, self.columns.correct)
-            return solved_rows(column, self.columns.correct, self.columns.threshold)
-        return None if self.columns.threshold is None else returns >= self.columns.threshold
-
-    def _unique(self, row: int, outcome: Outcome) -> Any:
-        if outcome.unique is not None:
-            return outcome.unique
-        if outcome.length > 1 and self.answers_matter:
-            raise RowError(
-                row,
-                f"{outcome.length} turns and no answers; take the responses as answers (--answers "
-                "responses), name a column that counts distinct answers (--unique), or leave the "
-                "repetition penalty out (--lam 0)",
-            )
-        return outcome.length
-
-    def _keys(self, groups: list[Any]) -> tuple[pa.Array, ...]:
-        name = self.took["group"]
-        if not isinstance(groups[0], tuple):
-            return (key_column(arrow_values(groups, name), name),)
-        parts = len(groups[0])
-        for row, group in enumerate(groups):
-            if not isinstance(group, tuple) or len(group) != parts:
-                raise RowError(row, f"its group ({name}) has other parts than those of earlier rows")
-        return tuple(key_column(arrow_values(part, name), name) for part in zip(*groups, strict=True))
-
-    def records(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        """All rows with at least `fields`, where they have them."""
-        if self.format.trajectories is not None:
-            return self.format.trajectories(self.path)
-        if is_jsonl(self.path):
-            return self._decoded(tuple(dict.fromkeys(fields)))
-        return self._parquet_rows(fields)
-
-    def _parquet_rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        parquet = open_parquet(self.path)
-        present = [name for name in dict.fromkeys(fields) if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(batch_size=BATCH // 16, columns=present):
-            yield from batch.to_pylist()
-
-    def _decoded(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        """Lines of which only `fields` are made into Python values."""
-        kind = TypedDict("Row", dict.fromkeys(fields, Any), total=False)  # type: ignore[misc]
-        decode = msgspec.json.Decoder(kind).decode
-        for number, line in enumerate(file_lines(self.path), start=1):
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            try:
-                if not text.isascii():
-                    # Skipped values are not checked by the decoder.
-                    str(text, "utf-8")
-                yield decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                # Says what is wrong; where the line is well but its number is not, it raises as well.
-                yield {
-                    name: v for name, v in decode_line(self.path, number, line).items() if name in fields
-                }
 
 
 def open_log(
@@ -326,26 +82,9 @@ def first_record(path: Path) -> Row:
     raise ValueError(f"{path} has no rows")
 
 
-def is_jsonl(path: Path) -> bool:
-    """Whether a file has one JSON object a line."""
-    return path.suffix in (".jsonl", ".ndjson")
-
-
-def whole_numbers(values: Sequence[Any], name: str) -> Any:
-    """Counts as integers, shape [N].
-
-    Raises:
-        RowError: a value that is no whole number.
-    """
-    for row, value in enumerate(values):
-        if not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
-            raise RowError(row, f"{name!r} is {value!r}, expected a whole number; fix or drop its group")
-    return np.asarray(values, np.int64)
-
-
 def _first_of_document(path: Path) -> Row:
     try:
-        found = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])
+        found: Any = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])  # type: ignore[arg-type]
         record = msgspec.json.decode(found[0]) if isinstance(found, list) and found else found
     except msgspec.DecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}; write or fetch it again") from error
@@ -383,22 +122,3 @@ def _plain(path: Path, chosen: LogFormat, row: Row, columns: Columns, reader: Lo
         return None
     plain = columns.plain(_present(path, row))
     return plain if set(reader.fields) <= set(plain.names) else None
-
-
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, BATCH)):
-        yield chunk
-
-
-def _refuse_other_fields(rows: Sequence[Row], first: set[str], names: tuple[str, ...]) -> None:
-    """Every row has the fields that the first one has, of those that matter."""
-    for number, row in enumerate(rows):
-        if first == row.keys() - {"weight"}:
-            continue
-        missing = [name for name in names if name not in row]
-        if missing:
-            raise RowError(number, f"no column {', '.join(map(repr, missing))}; it has {', '.join(row)}")
-        other = sorted(first ^ (row.keys() - {"weight"}))
-        raise RowError(
-            number, f"column {', '.join(map(repr, other))} is in some lines only; give it to all or to none"
-        )

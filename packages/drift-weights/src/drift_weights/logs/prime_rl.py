@@ -34,10 +34,9 @@ from typing import Any
 
 from drift_weights.columns import Columns
 from drift_weights.files import read_rows
-from drift_weights.logs.exchange import Turns, require, terminal_message
+from drift_weights.logs.exchange import Turns, count_responses, require, terminal_message
 from drift_weights.logs.messages import trailing_note
 from drift_weights.logs.reader import Dialogue, LogFormat, LogReader, Outcome, Row
-from drift_weights.logs.tau_bench import count_responses
 from drift_weights.types import Malformed
 
 OFF_PATH = (
@@ -154,7 +153,8 @@ def _check_budget(row: Row, sampled: int) -> None:
         )
 
 
-def _only_reward(row: Row) -> str:
+def _only_reward(row: Row) -> str | None:
+    """The name of the one score; None where the trajectory has none."""
     rewards = _object(row, "rewards")
     weighted = [f"rewards.{name}" for name in rewards if _weight(rewards, name) != 0]
     if len(weighted) > 1:
@@ -162,9 +162,7 @@ def _only_reward(row: Row) -> str:
             f"there are several rewards: {', '.join(weighted)}; name the one that says correct "
             "(--correct), or 'reward', their sum by weight, as the return (--return-column)"
         )
-    if not weighted or row[weighted[0]] is None:
-        raise ValueError(f"the trajectory has no score{_why(row)}; drop its group")
-    return weighted[0]
+    return weighted[0] if weighted and row[weighted[0]] is not None else None
 
 
 def _turns(row: Row, columns: Columns, malformed: Malformed) -> Turns:
@@ -195,13 +193,22 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
     require(row, ("id", "nodes", "task_key"), "prime-rl")
     named = columns.correct or columns.return_column
     taken = named or _only_reward(row)
+    if taken is None:
+        raise ValueError(f"the first trajectory has no score{_why(row)}; name the reward (--correct)")
     stepped = row["step"] is not None
 
     def outcome(row: Row) -> Outcome:
         turns = _turns(row, columns, malformed)
         group = None if columns.group is not None else _group(row, stepped=stepped)
-        reward = None if named else row[_only_reward(row)]
-        return Outcome(group, reward, *turns[:3], sample=row["id"], note=turns.note)
+        reward = None if named else _only_reward(row)
+        return Outcome(
+            group,
+            None if reward is None else row[reward],
+            *turns[:3],
+            sample=row["id"],
+            unscored=named is None and reward is None,
+            note=turns.note,
+        )
 
     return LogReader(
         fields=("id", "task_key", "agent_name", "env_name", "step", "agent", "nodes", "rewards"),

@@ -23,9 +23,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drift_weights.columns import Columns
-from drift_weights.logs.exchange import Turns, prompt_key, require, terminal_message
+from drift_weights.logs.exchange import Turns, count_responses, prompt_key, require, terminal_message
 from drift_weights.logs.reader import Dialogue, LogFormat, LogReader, Outcome, Row
-from drift_weights.logs.tau_bench import count_responses
 from drift_weights.types import Malformed
 
 NEEDED = ("input_prompt", "output_response", "score")

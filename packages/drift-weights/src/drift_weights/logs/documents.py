@@ -1,0 +1,48 @@
+"""Logs that are one JSON value: mapped into memory, and made into Python values a part at a time."""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+_Document = TypeVar("_Document")
+
+
+def json_document(path: Path, kind: type[_Document]) -> _Document:
+    """A file that is one JSON value, mapped rather than read; `msgspec.Raw` parts stay bytes of the file.
+
+    Raises:
+        ValueError: an empty file, or no JSON of this shape.
+    """
+    with path.open("rb") as file:
+        if file.seek(0, 2) == 0:
+            raise ValueError(f"{path} is empty")
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    body = view[3:] if bytes(view[:3]) == codecs.BOM_UTF8 else view
+    return _decoded(body, kind, str(path))
+
+
+def json_object(raw: msgspec.Raw, place: str) -> dict[str, Any]:
+    """One part of a document as a dict.
+
+    Raises:
+        ValueError: not valid JSON, or no object (`place` says where it stands).
+    """
+    value = _decoded(raw, object, place)
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _decoded(data: Any, kind: type[_Document], place: str) -> _Document:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{place} is not the JSON expected: {error}; a torn file ends early, and NaN and Infinity, "
+            "which Python writes, are no JSON"
+        ) from error

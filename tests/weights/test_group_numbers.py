@@ -1,0 +1,134 @@
+"""Equal keys have equal numbers in every batch, different keys different ones, whatever their type and length.
+
+Suffix legend: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import drift_weights.group_numbers
+from drift_weights.group_numbers import GroupNumbers
+
+# Lengths around what is hashed in words of eight bytes, and around what is hashed one by one.
+LENGTHS = [0, 1, 7, 8, 9, 15, 16, 17, 24, 255, 256, 257, 300]
+
+
+def assert_one_number_a_key(numbers: Sequence[int], keys: Sequence[Hashable]) -> None:
+    """The numbers 0 … G−1, one each."""
+    pairs = set(zip(keys, numbers, strict=True))
+    assert len(pairs) == len(set(keys)) == len(set(numbers))
+    assert set(numbers) == set(range(len(pairs)))
+
+
+def texts() -> st.SearchStrategy[str]:
+    made = st.tuples(st.sampled_from(["a", "b", "\0", "é"]), st.sampled_from(LENGTHS), st.text(max_size=2))
+    return made.map(lambda parts: parts[0] * parts[1] + parts[2])
+
+
+KINDS: list[tuple[st.SearchStrategy[Any], pa.DataType]] = [
+    (texts(), pa.string()),
+    (texts(), pa.large_string()),
+    (st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3), pa.int64()),
+    (st.integers(0, 9), pa.int8()),
+    (st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0]), pa.float64()),
+    (st.booleans(), pa.bool_()),
+]
+
+
+@pytest.mark.parametrize(("values", "kind"), KINDS, ids=lambda value: str(value)[:12])
+@given(data=st.data())
+def test_batches_of_keys_share_their_numbers(
+    values: st.SearchStrategy[Any], kind: pa.DataType, data: st.DataObject
+) -> None:
+    batches = data.draw(st.lists(st.lists(values, max_size=12), min_size=1, max_size=4))
+    numbers = GroupNumbers()
+    found: list[int] = []
+    for batch in batches:
+        # A slice, as readers hand them out: rows before it must not be read.
+        column = pa.array([*batch[:1], *batch], kind)[len(batch[:1]) :]
+        code_N = numbers.number([column])
+        assert code_N.dtype == np.int32
+        found += code_N.tolist()
+    keys = [key for batch in batches for key in batch]
+    assert_one_number_a_key(found, keys)
+    assert len(numbers) == len(set(keys))
+
+
+@given(st.lists(st.tuples(texts(), st.integers(0, 2), texts()), min_size=1, max_size=12))
+@example([("a", 1, "b"), ("b", 1, "a"), ("a", 0, "b"), ("ab", 1, ""), ("", 1, "ab")])
+def test_each_column_is_a_part_of_the_key_in_its_place(keys: list[tuple[str, int, str]]) -> None:
+    columns = [pa.array([key[place] for key in keys]) for place in range(3)]
+    assert_one_number_a_key(GroupNumbers().number(columns).tolist(), keys)
+
+
+def test_no_zero_or_length_makes_two_keys_one() -> None:
+    keys = ["", "\0", "\0\0", "a", "a\0", "a" * 8, "a" * 8 + "\0", "\0" * 8, "\0" * 256, "\0" * 257]
+    keys += ["x" * n for n in range(2, 600)]
+    assert_one_number_a_key(GroupNumbers().number([pa.array(keys)]).tolist(), keys)
+
+
+def test_a_keys_hash_does_not_depend_on_its_neighbours() -> None:
+    numbers = GroupNumbers()
+    keys = ["x" * n for n in LENGTHS]
+    together = numbers.hash([pa.array(keys)])
+    assert together.shape == (len(keys), 2)
+    for row, key in enumerate(keys):
+        for alone in (pa.array([key]), pa.array([key], pa.large_string())):
+            assert numbers.hash([alone]).tolist() == [together[row].tolist()]
+
+
+def test_both_words_of_a_hash_tell_keys_apart() -> None:
+    numbers = GroupNumbers()
+    for column in (pa.array(range(5000)), pa.array([str(n) for n in range(5000)])):
+        hash_N2 = numbers.hash([column])
+        assert len(np.unique(hash_N2[:, 0])) == len(np.unique(hash_N2[:, 1])) == 5000
+        # Low bits choose the slot: they must be spread, or the table degenerates into a list.
+        filled = len(np.unique(hash_N2[:, 0] & np.uint64(4095)))
+        assert 2500 < filled < 3300
+
+
+def test_seeds_are_drawn_anew_and_change_no_number() -> None:
+    column = pa.array(["a", "b", "a"])
+    first, second = GroupNumbers(), GroupNumbers()
+    assert first.hash([column]).tolist() != second.hash([column]).tolist()
+    assert first.number([column]).tolist()[0] == first.number([column]).tolist()[2]
+    assert_one_number_a_key(second.number([column]).tolist(), ["a", "b", "a"])
+
+
+def test_growing_over_many_batches_forgets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_weights.group_numbers, "_CHUNK", 1000)
+    numbers = GroupNumbers()
+    first: dict[int, int] = {}
+    order = np.random.default_rng(3).permutation(20_000)
+    for size in (1, 900, 124, 1025, 2950, 15_000):
+        batch = order[len(first) : len(first) + size]
+        code_N = numbers.number([pa.array(batch)])
+        assert sorted(code_N.tolist()) == list(range(len(first), len(first) + size))
+        first |= dict(zip(batch.tolist(), code_N.tolist(), strict=True))
+        assert len(numbers) == len(first)
+        known = np.fromiter(first, np.int64)
+        assert numbers.number([pa.array(known)]).tolist() == list(first.values())
+    assert len(numbers) == 20_000
+
+
+def test_keys_that_ask_for_one_slot_still_get_numbers_of_their_own() -> None:
+    """The last slots of the table, so that the search has to go round its end."""
+    numbers = GroupNumbers()
+    full = np.uint64(2**64 - 1)
+    hash_N2 = np.stack([np.full(50, full), np.arange(50, dtype=np.uint64)], axis=1)
+    numbers._reserve(50)
+    code_N = numbers._find(hash_N2)
+    assert sorted(code_N.tolist()) == list(range(50))
+    numbers._reserve(10_000)
+    assert numbers._find(hash_N2[::-1]).tolist() == code_N[::-1].tolist()
+    # Keys that share the other word only are different, too.
+    other = np.stack([np.arange(50, dtype=np.uint64), np.zeros(50, np.uint64)], axis=1)
+    assert sorted(numbers._find(other).tolist()) == list(range(50, 100))

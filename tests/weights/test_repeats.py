@@ -1,0 +1,80 @@
+"""A sample that a group holds twice is found, however the samples look and wherever the batches end.
+
+Suffix legend: N rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import drift_weights.repeats
+from drift_weights.repeats import Repeats
+
+SAMPLES: dict[str, tuple[st.SearchStrategy[Any], pa.DataType]] = {
+    "small": (st.integers(0, 70), pa.int64()),
+    "any": (st.integers(60, 68) | st.integers(-3, 3) | st.integers(-(2**63), 2**63 - 1), pa.int64()),
+    "int8": (st.integers(-128, 127), pa.int8()),
+    "text": (st.text(max_size=3), pa.string()),
+    "float": (st.floats(allow_nan=False).map(lambda x: x + 0.0), pa.float64()),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@given(data=st.data())
+def test_found_are_exactly_the_groups_that_hold_a_sample_twice(kind: str, data: st.DataObject) -> None:
+    values, type_ = SAMPLES[kind]
+    row = st.tuples(st.integers(0, 5), values | st.none())
+    batches = data.draw(st.lists(st.lists(row, max_size=8), max_size=4))
+    repeats = Repeats()
+    for batch in batches:
+        code_N = np.array([code for code, _ in batch], np.int32)
+        repeats.add(code_N, pa.array([sample for _, sample in batch], type_), 0, 6)
+    counted = Counter(row for batch in batches for row in batch if row[1] is not None)
+    twice = {code for (code, _), count in counted.items() if count > 1}
+    found = repeats.first_group()
+    assert found in twice if twice else found is None
+
+
+def test_the_ends_of_the_small_numbers() -> None:
+    for sample in (0, 1, 62, 63, 64, 65, -1):
+        repeats = Repeats()
+        repeats.add(np.array([0, 1, 2], np.int32), pa.array([sample, sample, sample]), 0, 3)
+        assert repeats.first_group() is None
+        repeats.add(np.array([2], np.int32), pa.array([sample]), 3, 3)
+        assert repeats.first_group() == 2
+        assert repeats.first_group() == 2
+
+
+def test_groups_that_come_later_have_no_samples_yet() -> None:
+    repeats = Repeats()
+    for groups in range(1, 40):
+        repeats.add(np.array([groups - 1], np.int32), pa.array([5]), groups, groups)
+    assert repeats.first_group() is None
+    repeats.add(np.array([38], np.int32), pa.array([5]), 39, 39)
+    assert repeats.first_group() == 38
+
+
+def test_samples_on_disk_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_weights.repeats, "_AT_ONCE", 10)
+    for group in range(7):
+        repeats = Repeats()
+        rows = [(code, f"{sample}") for code in range(7) for sample in range(5)]
+        for code, sample in rows:
+            repeats.add(np.array([code], np.int32), pa.array([sample]), 0, 7)
+        assert repeats.first_group() is None
+        repeats.add(np.array([group], np.int32), pa.array(["0"]), 0, 7)
+        assert repeats.first_group() == group
+
+
+def test_null_samples_are_not_compared() -> None:
+    for column in (pa.nulls(3), pa.array([None] * 3, pa.int64()), pa.array([None] * 3, pa.string())):
+        repeats = Repeats()
+        repeats.add(np.zeros(3, np.int32), column, 0, 1)
+        assert repeats.first_group() is None
