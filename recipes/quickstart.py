@@ -35,12 +35,12 @@ from drift_rollout.problems import problem_set
 from drift_rollout.run import rollout
 from drift_train import WeightedDataModule, WeightedSFT, export
 from drift_weights import Trajectory, read_folder, select, to_table, weighted_turns, write_folder
-from drift_weights.cli import print_inspection
 from drift_weights.folder import write_json
 from drift_weights.inspection import inspect_ledger
 from drift_weights.outcomes import outcomes_of_weighted
 from drift_weights.reweighting import ledger_of
 from drift_weights.selections import Selection
+from drift_weights.tables import print_inspection
 from drift_weights.weighing import WeightConfig
 from quickstart_report import Bar, Cost, WorldResult, print_world, result_numbers, seeds_table, timed
 from toy_world import Splits, World, WorldConfig, make_model, make_tokenizer

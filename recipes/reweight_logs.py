@@ -17,12 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from drift_weights import WeightConfig, to_table, weighted_turns, write_folder
-from drift_weights.cli import print_inspection, refuse
+from drift_weights.cli import refuse
 from drift_weights.files import read_rows
 from drift_weights.folder import file_sha256, refuse_existing
 from drift_weights.inspection import inspect_ledger
 from drift_weights.outcomes import outcomes_of_weighted
 from drift_weights.reweighting import ledger_of
+from drift_weights.tables import print_inspection
 from drift_weights.types import Message, Trajectory, Turn, Verdict, prompt_id
 
 GSM8K_POLICY = "gsm8k-example-models"

@@ -1,8 +1,7 @@
 """Weights for a log of many files, on a Ray cluster: one side file of (row, weight) for each of them.
 
     uv run recipes/weights_on_ray.py logs runs/weights
-    RAY_ADDRESS=auto python recipes/weights_on_ray.py "/shared/logs/*.parquet" /shared/weights \
-        --group question --beta 0.05
+    RAY_ADDRESS=auto python recipes/weights_on_ray.py "/shared/logs/*.parquet" /shared/weights --beta 0.05
 
 Without RAY_ADDRESS it starts a cluster of its own on this machine, on loopback, and ends it. On a cluster
 every node sees the files and the output's folder under the same path, and has drift-weights installed.
@@ -44,6 +43,7 @@ from drift_weights.folder import (
     is_folder,
     read_manifest,
     refuse_existing,
+    swap_folder,
     write_json,
 )
 from drift_weights.group_numbers import GroupNumbers
@@ -149,8 +149,7 @@ def weigh_on_ray(
         facts = _facts(job, _executed(_pipeline(job)))
         write_json(job.target / MANIFEST, facts)
         sync(job.target / MANIFEST)
-        shutil.rmtree(output, ignore_errors=True)
-        job.target.rename(output)
+        swap_folder(job.target, output)
     finally:
         shutil.rmtree(job.target, ignore_errors=True)
     return facts

@@ -1,4 +1,4 @@
-"""The Hypothesis profile of a mutation run: the same few examples for every mutant, none stored, none shrunk."""
+"""The Hypothesis profile of a mutation run: few examples, the same for every mutant, not shrunk."""
 
 from hypothesis import Phase, settings
 

@@ -1,6 +1,6 @@
 """Mutation testing of the arithmetic of weights: runs mutmut on a copy and prints the score.
 
-uv run --group mutation tests/mutation/run.py                           all mutants not yet known to be killed
+uv run --group mutation tests/mutation/run.py                           all that are not known to be killed
 uv run --group mutation tests/mutation/run.py 'drift_weights.returns.*'  some, by mutmut's names
 uv run --group mutation tests/mutation/run.py --report                  the score of the last run again
 
@@ -133,7 +133,9 @@ def report(found: list[Mutant]) -> int:
     alike = {m.name for m in found if m.status == "survived" and m.change in known}
     open_ = [m for m in found if m.status not in KILLED and m.name not in alike]
     for mutant in open_:
-        console.print(f"\n{mutant.place}  {mutant.name}: {mutant.status}\n  - {mutant.was}\n  + {mutant.now}")
+        console.print(
+            f"\n{mutant.place}  {mutant.name}: {mutant.status}\n  - {mutant.was}\n  + {mutant.now}"
+        )
     for change in sorted(known - {m.change for m in found if m.name in alike}):
         console.print(f"\nlisted as equivalent, but killed or gone: {change}")
     table = Table("module", "mutants", "killed", "timeout", "equivalent", "survived", "not run", "score")

@@ -1,4 +1,4 @@
-"""Equal keys have equal numbers in every batch, different keys different ones, whatever their type and length.
+"""Equal keys have equal numbers in every batch, different keys different ones, of any type and length.
 
 Suffix legend: N rows.
 """

@@ -89,9 +89,7 @@ def test_batches_come_back_in_order_with_one_number_a_group(found: list[Row], da
     assert (book.rows, book.groups) == (len(found), len(set(keys)))
     assert sorted(of_key(book, found, range(book.groups)).values()) == list(range(book.groups))
     assert of_key(book, found, book.size_G.tolist()) == Counter(keys)
-    right = Counter({key: 0 for key in keys}) + Counter()
-    right.update({key: 0 for key in keys})
-    right.update(row.key for row in found if row.counts.solved)
+    right = dict.fromkeys(keys, 0) | Counter(row.key for row in found if row.counts.solved)
     assert of_key(book, found, book.solved_G.tolist()) == right
 
 
@@ -140,8 +138,8 @@ def test_a_return_of_the_logs_own_takes_the_place_of_eq_12() -> None:
 def test_the_sums_of_all_batches_give_the_weights_of_the_whole(
     found: list[Row], data: st.DataObject, beta: float, gamma: float, lam: float
 ) -> None:
-    cut = data.draw(st.integers(0, len(found)))
-    book = ledger(batch(found[:cut]), batch(found[cut:]))
+    cut = data.draw(st.integers(0, len(found) - 1))
+    book = ledger(*(batch(part) for part in (found[:cut], found[cut:]) if part))
     sums = book.tilt_sums(beta=beta, gamma=gamma, lam=lam)
     returns = [entry.returns(gamma=gamma, lam=lam) for entry in book.entries()]
     weights = [sums.weights(e.code_N, r) for e, r in zip(book.entries(), returns, strict=True)]
@@ -152,12 +150,14 @@ def test_the_sums_of_all_batches_give_the_weights_of_the_whole(
 def test_the_largest_counts_do_not_run_into_each_other() -> None:
     for solved in (False, True):
         for unique, counted in ((0, 0), (1, LONGEST), (LONGEST, LONGEST)):
-            row = Row(
-                key="a", counts=Counts(solved=solved, length=LONGEST, unique=unique, counted=counted)
-            )
+            row = Row(key="a", counts=Counts(solved=solved, length=LONGEST, unique=unique, counted=counted))
             (entry,) = ledger(batch([row])).entries()
             assert entry.solved_N.tolist() == [solved]
-            assert [entry.counts_N(place).tolist() for place in (2, 1, 0)] == [[LONGEST], [unique], [counted]]
+            assert [entry.counts_N(place).tolist() for place in (2, 1, 0)] == [
+                [LONGEST],
+                [unique],
+                [counted],
+            ]
 
 
 def test_every_column_a_batch_brings_is_kept_with_it_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,14 @@ def test_weighted_turns_keep_the_outcomes_they_were_made_of(data: list[Trajector
         assert group_keys(shard) == [(t.prompt_id, t.round, t.policy) for t in data]
 
 
+def test_a_last_row_without_a_readable_turn_counts_as_none() -> None:
+    data = [trajectory("g", 0, ["a", "a", "b"]), trajectory("g", 1, [None, None])]
+    found = outcomes_of_trajectories(to_table(data), "skip")
+    assert (found.unique_N.tolist(), found.counted_N.tolist()) == ([2, 0], [3, 0])
+    found = outcomes_of_trajectories(to_table(data))
+    assert (found.unique_N.tolist(), found.counted_N.tolist()) == ([2, 1], [3, 2])
+
+
 def test_a_stored_penalty_is_read() -> None:
     table, _ = weighted_turns(to_table([trajectory("g", 0, ["a"])]))
     place = table.schema.get_field_index("penalty")

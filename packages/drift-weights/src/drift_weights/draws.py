@@ -146,7 +146,7 @@ def _drawn(rows_P: NDArray[Any], offset_G: Sequence[int]) -> NDArray[Any]:
         later = int(np.argmax(twice)) + 1
         row = int(rows_P["row"][later])
         raise RowError(row, f"sample {sample_P[later]} of its group is there twice; keep one of them")
-    bounds = [0, *(np.flatnonzero(~same_P) + 1).tolist(), len(rows_P)] if len(rows_P) else [0]
+    bounds = [0, *(np.flatnonzero(~same_P) + 1).tolist(), len(rows_P)] 
     drawn_P = np.empty(len(rows_P), _DRAW)
     weight_P = rows_P["weight"]
     for start, end in pairwise(bounds):
@@ -168,6 +168,6 @@ def _numbered(
     else:
         float_N = sample.cast(pa.float64()).to_numpy(zero_copy_only=False)
         named_N = np.abs(float_N) < 2**53
-        pass
+        named_N &= float_N == np.floor(float_N)
         own_N = np.where(named_N, float_N, 0).astype(np.int64)
     return named_N, np.where(named_N, own_N, place_N)

@@ -98,7 +98,7 @@ class FolderWriter:
         write_json(self._scratch / MANIFEST, {**manifest, **found})
         sync(self._scratch / MANIFEST)
         sync(self._scratch)
-        _swap(self._scratch, self.path)
+        swap_folder(self._scratch, self.path)
         sync(self.path.parent)
 
     def _shard(self) -> Path:
@@ -137,7 +137,7 @@ def write_folder(
     return path
 
 
-def _swap(scratch: Path, path: Path) -> None:
+def swap_folder(scratch: Path, path: Path) -> None:
     """Put the new folder in the old one's place; the old one is deleted only when the new one is there."""
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
