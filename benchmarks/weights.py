@@ -1,9 +1,9 @@
 """Adding weights to a log: drift-weights, other tools and the floor, in CPU seconds, wall time and memory.
 
-uv run --group bench benchmarks/weights.py --out results.json       numbers, and results.md beside them
-uv run --group bench benchmarks/weights.py --huge                   and 50 million narrow rows, ours alone
-uv run --group bench benchmarks/weights.py --quick                  small logs, one round
-uv run --group bench benchmarks/weights.py --tasks wide-jsonl --rounds 5
+uv run benchmarks/weights.py --out results.json       numbers, and results.md beside them
+uv run benchmarks/weights.py --huge                   and 50 million narrow rows, ours alone
+uv run benchmarks/weights.py --quick                  small logs, one round
+uv run benchmarks/weights.py --tasks wide-jsonl --rounds 5
 
 Every run is a fresh process, imports and all, and its cost is what the kernel counted for it (wait4), its
 children included. Contenders take turns within a round and the order rotates; the source is in the page

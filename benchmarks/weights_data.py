@@ -84,7 +84,7 @@ def outcomes(number_N: NDArray[np.int64]) -> Columns:
 
 
 def true_weights(rows: int) -> NDArray[np.float64]:
-    """Eqs. 12 and 13 for the rows numbered 0 to `rows`, each over the K consecutive numbers of its group."""
+    """Eqs. 12 and 13 for the rows with the numbers below `rows`; K consecutive ones are a group."""
     weight_N = np.empty(rows)
     for start in range(0, rows, CHUNK):
         found = outcomes(np.arange(start, min(start + CHUNK, rows)))

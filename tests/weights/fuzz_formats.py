@@ -1,18 +1,19 @@
-"""For each log format a small valid file, and a second reader of it that shares no code with the package.
+"""A second reader of each log format, which shares no code with the package.
 
-A second reader says of each trajectory what its weight is made of: its group, whether it is right, and its
-turns L. It reads JSON with the standard library, and Parquet with polars where that is installed.
+It says of each trajectory what its weight is made of: its group, whether it is right, and its turns L. It
+reads JSON with the standard library, and Parquet with polars where that is installed.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import pyarrow as pa
+import fuzz_seeds as seeds
 import pyarrow.parquet as pq
 
 Row = dict[str, Any]
@@ -34,18 +35,8 @@ class Format:
     """As `--format` takes it."""
     suffix: str
     seed: bytes
-    second: Callable[[bytes], list[Read]]
-    """Raises where it cannot read the bytes."""
-
-
-def lines(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def parquet(rows: list[Row]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=3)
-    return sink.getvalue()
+    seconds: Sequence[Callable[[bytes], list[Read]]]
+    """Each raises where it cannot read the bytes."""
 
 
 def _no_constant(name: str) -> Any:
@@ -72,23 +63,19 @@ def objects(data: bytes) -> list[Row]:
     return rows
 
 
-def table_rows(data: bytes) -> list[Row]:
-    try:
-        import polars
-    except ModuleNotFoundError:
-        return pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
-    try:
-        return polars.read_parquet(io.BytesIO(data)).to_dicts()
-    except Exception:  # noqa: BLE001 whatever it does not read is read whole by pyarrow
-        return pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
+def whole_table(data: bytes) -> list[Row]:
+    return pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
 
 
-def chat(*answers: str | None) -> list[Row]:
-    messages: list[Row] = [{"role": "user", "content": "What is 3 + 4?"}]
-    for answer in answers:
-        messages.append({"role": "assistant", "content": answer})
-        messages.append({"role": "user", "content": "Wrong, try again."})
-    return messages[:-1]
+def polars_rows(data: bytes) -> list[Row]:
+    import polars
+
+    return polars.read_parquet(io.BytesIO(data)).to_dicts()
+
+
+TABLES = (polars_rows, whole_table) if find_spec("polars") else (whole_table,)
+"""Readers of Parquet. A file names its columns twice, in Parquet's schema and in Arrow's, and readers prefer
+one or the other where they were broken apart: one that agrees is enough."""
 
 
 def by_assistant(messages: list[Row]) -> int:
@@ -97,36 +84,11 @@ def by_assistant(messages: list[Row]) -> int:
 
 def text_of(value: Any) -> str:
     """A name for a JSON value that is the same for equal values."""
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=str)
 
 
-ANSWERS = [("8", "7"), ("7",), ("8", "8", "9"), ("7",), ("8", None), ("sieben", "7")]
-RIGHT = [1, 1, 0, 1, 0, 1]
-
-
-def _drift() -> list[Row]:
-    rows = []
-    for number, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True)):
-        turns = {f"t{turn}": int(right and turn == len(given)) for turn in range(1, 4)}
-        details = {f"t{turn}": {"actions": [a] if a else []} for turn, a in enumerate(given, start=1)}
-        rows.append(
-            {
-                "prompt_id": f"sample_{number // 3}",
-                "gold": "7",
-                "messages": chat(*(f"<answer>{answer}</answer>" for answer in given)),
-                "verifier": turns,
-                "turn_rewards": {name: float(value) for name, value in turns.items()},
-                "reward_details": details,
-                "t_star": len(given) if right else None,
-                "answer_norms": [answer for answer in given if answer],
-                "format_penalty": 0.0,
-            }
-        )
-    return rows
-
-
-def _read_drift(data: bytes) -> Iterator[Read]:
-    for row in objects(data):
+def _read_drift(rows: list[Row]) -> Iterator[Read]:
+    for row in rows:
         messages = row["messages"]
         length = by_assistant(messages)
         first = [message["role"] for message in messages].index("assistant")
@@ -143,102 +105,31 @@ def _named(rows: list[Row]) -> Iterator[Read]:
         yield Read(tuple(row[name] for name in names), row["correct"], length)
 
 
-def _table() -> list[Row]:
-    return [
-        {
-            "prompt_id": n // 3,
-            "round": 0,
-            "sample": n,
-            "correct": right,
-            "length": len(given),
-            "unique": len(set(given)),
-            "note": "é {}",
-        }
-        for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True))
-    ]
-
-
-def _chat() -> list[Row]:
-    return [
-        {"prompt_id": f"q{n // 3}", "sample": n, "correct": right, "messages": chat(*given)}
-        for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True))
-    ]
-
-
-def _trl() -> list[Row]:
-    return [
-        {
-            "step": 12 + n // 4,
-            "prompt": [{"role": "user", "content": f"question {n // 2}"}],
-            "completion": chat(*given)[1:],
-            "accuracy_reward": float(right),
-            "advantage": 0.7,
-        }
-        for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True))
-    ]
-
-
-def _read_trl(data: bytes) -> Iterator[Read]:
-    for row in table_rows(data):
+def _read_trl(rows: list[Row]) -> Iterator[Read]:
+    known = {"step", "prompt", "completion", "advantage", "weight"}
+    (reward,) = (name for name in rows[0] if name not in known)
+    for row in rows:
         length = 1 if isinstance(row["completion"], str) else by_assistant(row["completion"])
-        yield Read((row["step"], text_of(row["prompt"])), row["accuracy_reward"], length)
+        yield Read((row["step"], text_of(row["prompt"])), row[reward], length)
 
 
-def _verifiers() -> list[Row]:
-    rows: list[Row] = []
-    for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True)):
-        row = {"example_id": n // 3, "prompt": chat("")[:1], "completion": chat(*given)[1:]}
-        more = {"task": "arith", "answer": "7", "reward": float(right), "error": None, "correct": 1.0}
-        rows.append(row | more)
-    broken = {"example_id": 9, "completion": [], "reward": 0.0, "error": {"error": "Timeout"}}
-    return [*rows, rows[0] | broken]
-
-
-def _read_verifiers(data: bytes) -> Iterator[Read]:
-    rows = objects(data)
+def _read_verifiers(rows: list[Row]) -> Iterator[Read]:
     identity = "id" if "example_id" not in rows[0] else "example_id"
     for row in rows:
         failed = bool(row.get("error"))
-        said = row["completion"]
-        length = 1 if failed or isinstance(said, str) else by_assistant(said)
+        said = "" if failed else row["completion"]
+        length = 1 if isinstance(said, str) else by_assistant(said)
         group = (row[identity], row["task"]) if isinstance(rows[0].get("task"), str) else row[identity]
         yield Read(group, row["reward"], length, failed)
 
 
-def _verl() -> list[Row]:
-    return [
-        {
-            "input": f"user\nquestion {n // 3}\n",
-            "output": "7",
-            "gts": "7",
-            "score": float(right),
-            "step": 12,
-        }
-        for n, right in enumerate(RIGHT)
-    ]
+def _read_verl(rows: list[Row]) -> Iterator[Read]:
+    for row in rows:
+        yield Read((row["step"], text_of(row["input"])), row["score"], 1)
 
 
-def _prime() -> list[Row]:
-    rows = []
-    for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True)):
-        nodes = [
-            {"message": message, "sampled": place % 2 == 1} for place, message in enumerate(chat(*given))
-        ]
-        nodes = [node | ({"parent": place - 1} if place else {}) for place, node in enumerate(nodes)]
-        trace = {
-            "id": f"t{n}",
-            "agent": {"config": {"max_turns": 4}, "name": "solver", "trainable": True},
-            "nodes": nodes,
-            "rewards": {"correct": {"score": float(right), "weight": 1.0}},
-        }
-        task = {"type": "Sum", "key": str(n // 3)}
-        run = {"type": "train", "work": {"type": "train", "step": 12}}
-        rows.append({"id": f"e{n}", "env": {"id": "arith"}, "task": task, "run": run, "traces": [trace]})
-    return rows
-
-
-def _read_prime(data: bytes) -> Iterator[Read]:
-    for line in objects(data):
+def _read_prime(rows: list[Row]) -> Iterator[Read]:
+    for line in rows:
         episode = {} if "nodes" in line else line
         for trace in [line] if "nodes" in line else line["traces"]:
             agent = trace.get("agent") or {}
@@ -260,32 +151,13 @@ def _read_prime(data: bytes) -> Iterator[Read]:
             yield Read(group, score, length, score is None)
 
 
-def _tau() -> bytes:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "f"}}]}
-    runs = [
-        {"task_id": n // 3, "trial": n, "reward": float(right), "traj": [*chat(*given), call, chat("")[0]]}
-        for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True))
-    ]
-    return json.dumps([*runs, {"task_id": 9, "trial": 0, "reward": 0.0, "traj": []}], indent=1).encode()
-
-
 def _read_tau(data: bytes) -> Iterator[Read]:
     runs = parsed(data.removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(runs, list):
         raise ValueError("no list")
     for run in runs:
         broken = run["traj"] == []
-        yield Read(run["task_id"], run["reward"], 1 if broken else by_assistant(run["traj"]), broken)
-
-
-def _inspect() -> bytes:
-    samples = []
-    for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True)):
-        messages = [message | {"source": "generate"} for message in chat(*given)]
-        scores = {"match": {"value": "C" if right else "I", "answer": "7"}}
-        samples.append({"id": f"sum-{n // 3}", "epoch": n, "messages": messages, "scores": scores})
-    samples.append(samples[0] | {"id": "sum-9", "scores": None})
-    return json.dumps({"version": 2, "eval": {"task": "arithmetic"}, "samples": samples}).encode()
+        yield Read(run["task_id"], run.get("reward"), 1 if broken else by_assistant(run["traj"]), broken)
 
 
 def _read_inspect(data: bytes) -> Iterator[Read]:
@@ -301,26 +173,7 @@ def _read_inspect(data: bytes) -> Iterator[Read]:
         yield Read(sample["id"], solved, by_assistant(own))
 
 
-def _lm_eval() -> list[Row]:
-    return [
-        {
-            "doc_id": n // 3,
-            "doc": {"question": "?"},
-            "target": "7",
-            "arguments": {"gen_args_0": {"arg_0": "Question: ?\nAnswer:", "arg_1": {"until": ["\n"]}}},
-            "resps": [["It is 7."]],
-            "filtered_resps": ["7"],
-            "filter": "strict-match",
-            "metrics": ["exact_match"],
-            "doc_hash": f"b{n // 3}",
-            "exact_match": float(right),
-        }
-        for n, right in enumerate(RIGHT)
-    ]
-
-
-def _read_lm_eval(data: bytes) -> Iterator[Read]:
-    rows = objects(data)
+def _read_lm_eval(rows: list[Row]) -> Iterator[Read]:
     first = rows[0]
     other = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
     other |= {"doc_hash", "prompt_hash", "target_hash"}
@@ -332,49 +185,36 @@ def _read_lm_eval(data: bytes) -> Iterator[Read]:
         yield Read((row["doc_id"], row["doc_hash"] if "doc_hash" in first else None), row[metric], 1)
 
 
-HEADERS = ("<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n")
-
-
-def _skyrl() -> list[Row]:
-    rows = []
-    for n, (given, right) in enumerate(zip(ANSWERS, RIGHT, strict=True)):
-        turns = [f"{answer}<|im_end|>\n" for answer in given]
-        joined = f"<|im_start|>user\nWrong.<|im_end|>\n{HEADERS[0]}".join(turns)
-        prompt = f"<|im_start|>user\nquestion {n // 3}<|im_end|>\n{HEADERS[0]}"
-        extras = {"max_turns": 3}
-        rows.append(
-            {"input_prompt": prompt, "output_response": joined, "score": float(right)}
-            | {"env_extras": extras}
-        )
-    return rows
-
-
-def _read_skyrl(data: bytes) -> Iterator[Read]:
-    for row in objects(data):
+def _read_skyrl(rows: list[Row]) -> Iterator[Read]:
+    for row in rows:
         said, score = row["output_response"], row["score"]
-        length = 1 + sum(said.count(header) for header in (*HEADERS, "<start_of_turn>model\n"))
-        yield Read(row["input_prompt"], sum(score) if isinstance(score, list) else score, length)
+        length = 1 + sum(said.count(header) for header in (*seeds.HEADERS, "<start_of_turn>model\n"))
+        yield Read(text_of(row["input_prompt"]), sum(score) if isinstance(score, list) else score, length)
+
+
+def of_lines(name: str, rows: list[Row], read: Callable[[list[Row]], Iterator[Read]]) -> Format:
+    return Format(name, ".jsonl", seeds.lines(rows), [lambda data: [*read(objects(data))]])
+
+
+def of_table(name: str, rows: list[Row], read: Callable[[list[Row]], Iterator[Read]]) -> Format:
+    def second(table: Callable[[bytes], list[Row]]) -> Callable[[bytes], list[Read]]:
+        return lambda data: [*read(table(data))]
+
+    return Format(name, ".parquet", seeds.parquet(rows), [second(table) for table in TABLES])
 
 
 FORMATS = {
-    "drift": Format("drift", ".jsonl", lines(_drift()), lambda data: [*_read_drift(data)]),
-    "table": Format("table", ".jsonl", lines(_table()), lambda data: [*_named(objects(data))]),
-    "table-parquet": Format(
-        "table", ".parquet", parquet(_table()), lambda data: [*_named(table_rows(data))]
-    ),
-    "chat": Format("chat", ".jsonl", lines(_chat()), lambda data: [*_named(objects(data))]),
-    "chat-parquet": Format("chat", ".parquet", parquet(_chat()), lambda data: [*_named(table_rows(data))]),
-    "trl": Format("trl", ".parquet", parquet(_trl()), lambda data: [*_read_trl(data)]),
-    "verifiers": Format("verifiers", ".jsonl", lines(_verifiers()), lambda data: [*_read_verifiers(data)]),
-    "verl": Format(
-        "verl",
-        ".jsonl",
-        lines(_verl()),
-        lambda data: [Read((row["step"], row["input"]), row["score"], 1) for row in objects(data)],
-    ),
-    "prime-rl": Format("prime-rl", ".jsonl", lines(_prime()), lambda data: [*_read_prime(data)]),
-    "tau-bench": Format("tau-bench", ".json", _tau(), lambda data: [*_read_tau(data)]),
-    "inspect": Format("inspect", ".json", _inspect(), lambda data: [*_read_inspect(data)]),
-    "lm-eval": Format("lm-eval", ".jsonl", lines(_lm_eval()), lambda data: [*_read_lm_eval(data)]),
-    "skyrl": Format("skyrl", ".jsonl", lines(_skyrl()), lambda data: [*_read_skyrl(data)]),
+    "drift": of_lines("drift", seeds.drift(), _read_drift),
+    "table": of_lines("table", seeds.table(), _named),
+    "table-parquet": of_table("table", seeds.table(), _named),
+    "chat": of_lines("chat", seeds.chat(), _named),
+    "chat-parquet": of_table("chat", seeds.chat(), _named),
+    "trl": of_table("trl", seeds.trl(), _read_trl),
+    "verifiers": of_lines("verifiers", seeds.verifiers(), _read_verifiers),
+    "verl": of_lines("verl", seeds.verl(), _read_verl),
+    "prime-rl": of_lines("prime-rl", seeds.prime(), _read_prime),
+    "tau-bench": Format("tau-bench", ".json", seeds.tau(), [lambda data: [*_read_tau(data)]]),
+    "inspect": Format("inspect", ".json", seeds.inspect(), [lambda data: [*_read_inspect(data)]]),
+    "lm-eval": of_lines("lm-eval", seeds.lm_eval(), _read_lm_eval),
+    "skyrl": of_lines("skyrl", seeds.skyrl(), _read_skyrl),
 }

@@ -4,31 +4,27 @@
 
 A case is a small valid file of one format with a few of its bytes flipped, cut, doubled, moved or replaced.
 Cases run in processes with a limit on memory and on time; one that dies or hangs is a failure like a wrong
-reading or an error that is not ours, and its file is kept. A case is made again from format, seed and number.
+reading or an error that is not ours, and its file is kept. Format, seed and number make a case again.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import random
-import re
 import resource
 import select
 import subprocess
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from fuzz_cases import mutated
 from fuzz_formats import FORMATS, Format, Read
 
 from drift_weights import WeightConfig
@@ -38,159 +34,11 @@ from drift_weights.sources import weighable
 
 MEMORY = 3 << 29
 """Bytes of address space that a case may take above what a worker has at its start."""
-SECONDS = 30.0
-"""For one case, on a machine that may be busy."""
-CHUNK = 500
+SECONDS = 60.0
+"""For one case, or for the start of a worker, on a machine that may be busy."""
+CHUNK = 2000
 """Cases of one worker."""
 COLUMNS = Columns(answers="responses")
-VALUE = re.compile(rb'"(?:\\.|[^"\\])*"|-?\d[\d.eE+-]*|true|false|null')
-TOKENS = [
-    *(b"null", b"true", b"false", b"0", b"1", b"-1", b"2", b"0.5", b"1.0", b"-0.0", b"1e999", b"1e-999"),
-    *(b"NaN", b"Infinity", b"99999999999999999999", b"-9223372036854775809", b"1" + b"0" * 400, b"01"),
-    *(b'""', b'"1"', b'"\\ud800"', b'"\\u0000"', b'"\\q"', b'"assistant"', b'"C"', b'"weight"', b'"P"'),
-    *(b"[]", b"{}", b"[null]", b"[[]]", b"[{}]", b'[""]', b'{"role":"assistant"}', b"[" * 3000),
-    *(
-        b"\xef\xbb\xbf",
-        b"\xff",
-        b"\xed\xa0\x80",
-        b"\0",
-        b"\r",
-        b"\n",
-        b"\n\n",
-        b",",
-        b":",
-        b"}",
-        b"]",
-        b'"',
-    ),
-    *(b'"weight":1,', b'"prompt_id":null,', b'"correct":0,', b'"sample":3,', b'"error":"x",', b'"role":1,'),
-]
-
-
-def mutated(name: str, seed: int, number: int) -> bytes:
-    """The bytes of a case."""
-    draw = random.Random(f"{seed} {name} {number}")
-    data = FORMATS[name].seed
-    if FORMATS[name].suffix == ".parquet" and draw.random() < 0.7:
-        data = other_columns(draw, data)
-        if draw.random() < 0.7:
-            return data
-    for _ in range(draw.choice([1, 1, 1, 2, 3, 6])):
-        data = draw.choice(MUTATIONS)(draw, data)
-    return data
-
-
-def flip(draw: random.Random, data: bytes) -> bytes:
-    if not data:
-        return data
-    at = draw.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
-
-
-def overwrite(draw: random.Random, data: bytes) -> bytes:
-    at = draw.randrange(len(data) + 1)
-    return data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :]
-
-
-def truncate(draw: random.Random, data: bytes) -> bytes:
-    return data[: draw.randrange(len(data) + 1)]
-
-
-def piece(draw: random.Random, data: bytes) -> tuple[int, int]:
-    start = draw.randrange(len(data) + 1)
-    return start, min(len(data), start + int(draw.expovariate(1 / 20)) + 1)
-
-
-def delete(draw: random.Random, data: bytes) -> bytes:
-    start, end = piece(draw, data)
-    return data[:start] + data[end:]
-
-
-def splice(draw: random.Random, data: bytes) -> bytes:
-    """A piece of this file or of another, put somewhere."""
-    other = draw.choice([data, data, FORMATS[draw.choice(list(FORMATS))].seed])
-    start, end = piece(draw, other)
-    at, behind = piece(draw, data)
-    return data[:at] + other[start:end] + data[draw.choice([at, behind]) :]
-
-
-def insert(draw: random.Random, data: bytes) -> bytes:
-    at = draw.randrange(len(data) + 1)
-    return data[:at] + draw.choice(TOKENS) + data[at:]
-
-
-def replace_value(draw: random.Random, data: bytes) -> bytes:
-    """Another token where a JSON value or name stands: most of these are valid JSON."""
-    found = [match.span() for match in VALUE.finditer(data)]
-    if not found:
-        return insert(draw, data)
-    start, end = draw.choice(found)
-    other = draw.choice(found)
-    token = draw.choice([*draw.choices(TOKENS, k=3), data[slice(*other)]])
-    return data[:start] + token + data[end:]
-
-
-def move_lines(draw: random.Random, data: bytes) -> bytes:
-    lines = data.splitlines(keepends=True)
-    if not lines:
-        return data
-    lines.insert(draw.randrange(len(lines) + 1), draw.choice(lines))
-    if draw.random() < 0.5:
-        lines.pop(draw.randrange(len(lines)))
-    return b"".join(lines)
-
-
-MUTATIONS = [flip, overwrite, truncate, delete, splice, insert, move_lines, *[replace_value] * 4]
-
-
-def other_columns(draw: random.Random, data: bytes) -> bytes:
-    """A Parquet file with a column of another type, with nulls, doubled or gone."""
-    table = pq.read_table(io.BytesIO(data))
-    for _ in range(draw.choice([1, 1, 2])):
-        place = draw.randrange(table.num_columns)
-        name = table.column_names[place]
-        kind = draw.randrange(10)
-        if kind == 0:
-            table = table.remove_column(place)
-        elif kind == 1:
-            table = table.append_column(draw.choice(table.column_names), table.column(place))
-        else:
-            table = table.set_column(place, name, other_values(draw, table.column(place)))
-        if not table.num_columns:
-            break
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=draw.choice([1, 2, 3, 100]))
-    return sink.getvalue()
-
-
-def other_values(draw: random.Random, column: pa.ChunkedArray) -> pa.Array:
-    rows = len(column)
-    numbers = [draw.choice([0, 1, 2, -1]) for _ in range(rows)]
-    doubles = [draw.choice([0.0, -0.0, 1.0, 0.5, float("nan"), float("inf"), 1e300]) for _ in range(rows)]
-    whole = pa.array([draw.choice([0, 1]) for _ in range(rows)], pa.int32())
-    narrow = draw.choice([pa.int8(), pa.uint8(), pa.float32(), pa.decimal128(20, 3), pa.date32()])
-    return draw.choice(
-        [
-            pa.array(numbers),
-            pa.array(doubles),
-            pa.nulls(rows),
-            whole.cast(pa.bool_()),
-            whole.cast(narrow),
-            whole.cast(pa.int64()).cast(
-                draw.choice([pa.timestamp("us"), pa.time64("us"), pa.duration("s")])
-            ),
-            pa.array([str(number) for number in numbers]).cast(
-                draw.choice([pa.large_string(), pa.binary()])
-            ),
-            pa.array([str(number) for number in numbers]).dictionary_encode(),
-            pa.array([draw.choice([2**63 + n % 2, 1]) for n in numbers], pa.uint64()),
-            pa.array([draw.choice([None, number]) for number in numbers], pa.int64()),
-            pa.array([[number] for number in numbers]),
-            pa.array([{"a": number} for number in numbers]),
-            pa.array(draw.sample(column.to_pylist(), rows), column.type),
-            pa.array([draw.choice([None, value]) for value in column.to_pylist()], column.type),
-        ]
-    )
 
 
 def judge(name: str, path: Path, data: bytes) -> tuple[str, str]:
@@ -204,12 +52,21 @@ def judge(name: str, path: Path, data: bytes) -> tuple[str, str]:
         written = again(path, log)
     except (ValueError, FileNotFoundError) as error:
         return ("refused", "") if str(path) in str(error) else ("failed", f"names no file: {error!r}")
+    differences = [difference(second, data, mine) for second in log.seconds]
+    if all(differences):
+        return "failed", f"read otherwise: {differences[0]}"
+    rewrote = rewritten(log, data, written, mine) or ("" if len(text) == len(mine) else "rows() differs")
+    return ("failed", rewrote) if rewrote else ("read", "")
+
+
+def difference(second: Callable[[bytes], list[Read]], data: bytes, mine: list[Read]) -> str:
+    """What a second reader says otherwise; empty where they agree."""
     try:
-        theirs = log.second(data)
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        return "failed", f"read, but the second reader says {error!r}"
-    difference = compared(mine, theirs) or len(text) != len(mine) or rewritten(log, data, written, mine)
-    return ("failed", f"read otherwise: {difference}") if difference else ("read", "")
+        return compared(mine, second(data))
+    except BaseException as error:  # a panic of polars is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        return f"the second reader raised {error!r}"
 
 
 def readings(ledger: Any) -> Iterator[Read]:
@@ -264,7 +121,9 @@ def rewritten(log: Format, data: bytes, written: bytes | None, mine: list[Read])
     if log.suffix == ".json":
         rows = json.loads(before), json.loads(after)
     else:
-        rows = tuple([json.loads(line) for line in each.splitlines()] for each in (before, after))
+        rows = tuple(
+            [json.loads(line) for line in each.removesuffix(b"\n").split(b"\n")] for each in (before, after)
+        )
     # Groups that are left out are not written.
     kept = [row for row, each in zip(rows[0], mine, strict=True) if not each.unscored]
     if len(kept) != len(rows[1]):
@@ -275,43 +134,45 @@ def rewritten(log: Format, data: bytes, written: bytes | None, mine: list[Read])
     return ""
 
 
-def work(name: str, seed: int, first: int, last: int) -> None:
+def case(names: list[str], index: int) -> tuple[str, int]:
+    """The format, and the number within the format, of a case."""
+    return names[index % len(names)], index // len(names)
+
+
+def work(names: list[str], seed: int, first: int, last: int) -> None:
     """Judge some cases; a line of output each."""
     os.fsync = lambda handle: None
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"log{FORMATS[name].suffix}"
-        verdict = judge(name, path, FORMATS[name].seed)
-        assert verdict[0] == "read", f"{name}: the file that is to be broken is {verdict}"
+        for name, log in FORMATS.items():
+            verdict = judge(name, Path(folder) / f"log{log.suffix}", log.seed)
+            assert verdict[0] == "read", f"{name}: the file that is to be broken is {verdict}"
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-        for number in range(first, last):
-            try:
-                verdict = judge(name, path, mutated(name, seed, number))
-            except Exception:  # noqa: BLE001 any other error is what is looked for
-                verdict = "failed", "".join(traceback.format_exc().splitlines(keepends=True)[-4:])
-            print(json.dumps((number, *verdict)), flush=True)
+        for index in range(first, last):
+            name, number = case(names, index)
+            path = Path(folder) / f"log{FORMATS[name].suffix}"
+            # Any other error ends this process, and is the finding.
+            verdict = judge(name, path, mutated(name, seed, number))
+            say(json.dumps((index, *verdict)))
 
 
-def run(name: str, seed: int, first: int, last: int) -> Iterator[tuple[int, str, str]]:
+def run(names: list[str], seed: int, first: int, last: int) -> Iterator[tuple[int, str, str]]:
     """Verdicts of cases from workers, of which a new one goes on behind the case that ended the last."""
     while first < last:
-        command = [sys.executable, __file__, "--worker", name, str(seed), str(first), str(last)]
+        command = [sys.executable, __file__, "--worker", ",".join(names), str(seed), str(first), str(last)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
             assert worker.stdout is not None
-            why = "took too long"
-            rest = b""
-            # The first answer waits for imports.
-            while first < last and select.select([worker.stdout], [], [], SECONDS + 60)[0]:
+            assert worker.stderr is not None
+            why, rest = f"took more than {SECONDS} s", b""
+            while first < last and select.select([worker.stdout], [], [], SECONDS)[0]:
                 chunk = os.read(worker.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    why = worker.stderr.read()[-900:].decode(errors="replace")
+                    break
                 *answers, rest = (rest + chunk).split(b"\n")
                 for answer in answers:
-                    number, verdict, detail = json.loads(answer)
-                    yield number, verdict, detail
-                    first = number + 1
-                if not chunk:
-                    assert worker.stderr is not None
-                    why = f"ended the process: {worker.stderr.read()[-500:].decode(errors='replace')}"
-                    break
+                    yield json.loads(answer)
+                    first += 1
             worker.kill()
         if first < last:
             yield first, "failed", why
@@ -319,27 +180,27 @@ def run(name: str, seed: int, first: int, last: int) -> Iterator[tuple[int, str,
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--cases", type=int, default=100_000)
     options.add_argument("--format", choices=FORMATS)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
+    options.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="for files that failed")
     options.add_argument("--workers", type=int, default=os.cpu_count())
     options.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.worker:
-        work(given.worker[0], *map(int, given.worker[1:]))
+        work(given.worker[0].split(","), *map(int, given.worker[1:]))
         return 0
     names = [given.format] if given.format else list(FORMATS)
-    share = -(-given.cases // len(names))
-    parts = [(n, given.seed, at, min(at + CHUNK, share)) for at in range(0, share, CHUNK) for n in names]
+    starts = range(0, given.cases, CHUNK)
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     with ThreadPoolExecutor(given.workers) as pool:
-        for part, verdicts in zip(parts, pool.map(lambda part: [*run(*part)], parts), strict=True):
-            for number, verdict, why in verdicts:
-                counts[part[0]][verdict] += 1
-                if verdict == "failed":
-                    keep(given.keep, part[0], given.seed, number, why)
+        parts = pool.map(lambda at: [*run(names, given.seed, at, min(at + CHUNK, given.cases))], starts)
+        for index, verdict, why in chain.from_iterable(parts):
+            name, number = case(names, index)
+            counts[name][verdict] += 1
+            if verdict == "failed":
+                keep(given.keep, name, given.seed, number, why)
     report(counts)
     return int(any(count["failed"] for count in counts.values()))
 
@@ -349,16 +210,18 @@ def keep(folder: Path, name: str, seed: int, number: int, why: str) -> None:
     file = folder / f"{name}-{seed}-{number}{FORMATS[name].suffix}"
     file.write_bytes(mutated(name, seed, number))
     file.with_suffix(".txt").write_text(why)
-    print(f"{file}: {why.strip().splitlines()[-1][:300] if why.strip() else 'died'}")
+    say(f"{file}: {why.strip().splitlines()[-1][:300] if why.strip() else 'died'}")
 
 
 def report(counts: dict[str, Counter[str]]) -> None:
     for name, count in [*counts.items(), ("all", sum(counts.values(), Counter[str]()))]:
-        cases = sum(count.values())
-        print(
-            f"{name:14} {cases:7} cases {count['refused']:7} refused {count['read']:7} read alike", end=" "
-        )
-        print(f"{count['failed']:5} failures")
+        known = f"{count['refused']:7} refused {count['read']:7} read alike {count['failed']:5} failures"
+        say(f"{name:14} {sum(count.values()):7} cases {known}")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -329,3 +329,7 @@ def test_values_of_several_kinds_are_refused_at_the_first_that_differs(
     values: list[Any], row: int, says: str
 ) -> None:
     assert refusal(arrow_values, values, "x") == (row, says)
+
+
+def test_lists_that_cannot_be_one_column_are_refused_at_the_first() -> None:
+    assert refusal(arrow_values, [[1], ["a"]], "x")[0] == 0

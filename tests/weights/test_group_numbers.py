@@ -132,3 +132,13 @@ def test_keys_that_ask_for_one_slot_still_get_numbers_of_their_own() -> None:
     # Keys that share the other word only are different, too.
     other = np.stack([np.arange(50, dtype=np.uint64), np.zeros(50, np.uint64)], axis=1)
     assert sorted(numbers._find(other).tolist()) == list(range(50, 100))
+
+
+def test_a_key_in_the_way_of_another_is_not_pushed_out_when_the_table_grows() -> None:
+    """The first key stands where the third has to go, since the second is in the third's own place."""
+    numbers = GroupNumbers()
+    hash_N2 = np.array([[6, 0], [5, 1], [5, 2], [6, 3]], np.uint64)
+    for row in range(4):
+        assert numbers._find(hash_N2[row : row + 1]).tolist() == [row]
+    numbers._reserve(50_000)
+    assert numbers._find(hash_N2).tolist() == [0, 1, 2, 3]

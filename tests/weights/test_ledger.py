@@ -192,7 +192,7 @@ def test_what_the_log_holds_is_known() -> None:
         False,
         False,
     )
-    assert not ledger(batch(found, solved_N=None), batch(found)).knows_solved
+    assert ledger(batch(found, solved_N=None), batch(found)).knows_solved is False
     one = np.ones(1)
     assert ledger(batch(found, return_N=one), batch(found)).has_return
     assert ledger(batch(found), batch(found, return_N=one)).has_return

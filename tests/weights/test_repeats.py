@@ -6,6 +6,7 @@ Suffix legend: N rows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import drift_weights.repeats
 from drift_weights.repeats import Repeats
@@ -78,3 +80,31 @@ def test_null_samples_are_not_compared() -> None:
         repeats = Repeats()
         repeats.add(np.zeros(3, np.int32), column, 0, 1)
         assert repeats.first_group() is None
+
+
+class Hashing:
+    """Hands out hashes made by hand."""
+
+    def __init__(self, hash_N2: list[list[int]]) -> None:
+        self.hash_N2 = np.array(hash_N2, np.uint64)
+
+    def hash(self, columns: Sequence[pa.Array]) -> NDArray[np.uint64]:
+        return self.hash_N2
+
+
+@pytest.mark.parametrize(
+    ("hashes", "found"),
+    [
+        ([[1, 5], [2, 5], [1, 6], [2, 6]], None),
+        # Sorted by one word alone the two that are equal would not lie side by side.
+        ([[1, 5], [2, 5], [1, 5], [2, 6]], 0),
+        ([[5, 1], [5, 2], [5, 1], [6, 2]], 0),
+    ],
+)
+def test_samples_are_one_only_where_both_words_of_their_hashes_are(
+    hashes: list[list[int]], found: int | None
+) -> None:
+    repeats = Repeats()
+    repeats._hashing = Hashing(hashes)
+    repeats.add(np.zeros(4, np.int32), pa.array(["a", "b", "c", "d"]), 0, 1)
+    assert repeats.first_group() == found

@@ -32,6 +32,8 @@ from drift_weights import (
     weighted_turns,
     write_folder,
 )
+from drift_weights.draws import Draw
+from drift_weights.outcomes import RowError
 from drift_weights.outputs import reweight_file
 from drift_weights.resampling import resample_file
 from drift_weights.schema import WEIGHTED
@@ -171,7 +173,7 @@ def test_order_shards_and_portions_do_not_matter(
         shards = [shuffled[i : i + shard] for i in range(0, len(rows), shard)]
         sharded(source, shards)
         patch.setattr("drift_weights.sources.TABLE_ROWS", portion)
-        patch.setattr("drift_weights.draws._AT_ONCE", portion)
+        patch.setattr("drift_weights.draws._PARTS", portion)
         found = drawn(source, seed=seed)
     assert by_key(found) == expected
     assert len(found) == len(expected)
@@ -305,25 +307,24 @@ def test_the_side_file_says_how_the_rows_are_grouped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sample", ["null", '"s%d"', None, "%d.5"])
+@pytest.mark.parametrize("batch", [1 << 16, 5])
 def test_rows_without_a_whole_sample_are_numbered_by_their_place(
-    tmp_path: Path, sample: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: str | None, batch: int
 ) -> None:
+    """Across batches, too; what stands there instead falls from row to row, and that does not matter."""
     lines = []
-    for number in range(12):
-        text = (
-            "" if sample is None else '"sample": ' + (sample % number if "%" in sample else sample) + ", "
-        )
-        lines.append(f'{{{text}"prompt_id": "{"ab"[number % 2]}", "correct": {number % 3 % 2}}}\n'.encode())
+    for n in range(24):
+        value = sample % (50 - n) if sample is not None and "%" in sample else sample
+        text = "" if value is None else f'"sample": {value}, '
+        lines.append(f'{{{text}"prompt_id": "{"ab"[n % 2]}", "correct": {n % 3 % 2}}}\n'.encode())
     source = weighed(tmp_path, lines)
     counts = log_counts(source, lambda row: row["prompt_id"], sample=None, seed=1)
+    monkeypatch.setattr("drift_weights.logs.opened.BATCH", batch)
     found = resample_file(source, tmp_path / "out.jsonl", seed=1)
-    lines_out = (tmp_path / "out.jsonl").read_bytes().splitlines()
-    rows = source.read_bytes().splitlines()
-    assert len(lines_out) == found.drawn == sum(counts)
-    expected = [
-        json.loads(row) | {"weight": 1.0} for row, n in zip(rows, counts, strict=True) for _ in range(n)
-    ]
-    assert [json.loads(line) for line in lines_out] == expected
+    copies = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    rows = [json.loads(line) | {"weight": 1.0} for line in source.read_bytes().splitlines()]
+    assert found.drawn == sum(counts)
+    assert copies == [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
 
 
 def test_a_tables_whole_floats_are_samples(tmp_path: Path) -> None:
@@ -479,6 +480,14 @@ def test_a_sample_that_a_group_holds_twice_is_named(tmp_path: Path) -> None:
     refused(
         "row 12: sample .* of its group is there twice", folder(tmp_path / "in", rows), tmp_path / "out"
     )
+
+
+def test_a_bad_weight_of_a_later_batch_is_counted_from_the_first_row() -> None:
+    draw, samples = Draw(0, 0), pa.array([0, 1, 2])
+    draw.add([pa.array(["a"] * 3)], samples, np.ones(3))
+    with pytest.raises(RowError) as refusal:
+        draw.add([pa.array(["b"] * 3)], samples, np.array([1.0, float("nan"), 1.0]))
+    assert refusal.value.row == 4
 
 
 def test_weights_that_draw_nothing_are_refused(tmp_path: Path) -> None:

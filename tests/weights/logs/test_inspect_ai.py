@@ -1,8 +1,6 @@
 """Inspect's logs: scorers and letters, generated turns, archives, and what is refused."""
 
-import json
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +10,14 @@ from drift_weights.columns import Columns
 from drift_weights.logs.inspect_ai import INSPECT
 from drift_weights.logs.messages import TRAILING
 from drift_weights.logs.opening import open_log
-from drift_weights.logs.reader import Outcome, Row
+from drift_weights.logs.reader import Outcome
 from drift_weights.outcomes import Outcomes
-
-ASKED = {"role": "user", "content": "What is 3 + 4?", "source": "input"}
-AGAIN = {"role": "user", "content": "Wrong, try again."}
-
-
-def said(content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, "source": "generate", **more}
-
-
-def scored(value: Any, **others: Any) -> dict[str, Any]:
-    values = {"match": value, **others}
-    return {name: {"value": each, "answer": "7"} for name, each in values.items()}
-
-
-def sample(*messages: dict[str, Any], value: Any = "C", **changes: Any) -> dict[str, Any]:
-    found = {"id": "sum-3", "epoch": 1, "input": "What is 3 + 4?", "target": "7", "scores": scored(value)}
-    output = {"choices": [{"stop_reason": "stop"}]}
-    return found | {"messages": [ASKED, *(messages or (said("7"),))], "output": output} | changes
-
-
-def log(*samples: dict[str, Any]) -> dict[str, Any]:
-    header = {"version": 2, "status": "success", "eval": {"task": "sums", "model": "mine/model"}}
-    return header | {"samples": list(samples)}
+from inspect_logs import AGAIN, ASKED, log, rows, said, sample, scored, write
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "log.json"
-
-
-def write(path: Path, *samples: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(log(*samples), indent=2), encoding="utf-8")
-    return path
-
-
-def rows(path: Path) -> list[Row]:
-    assert INSPECT.trajectories is not None
-    return list(INSPECT.trajectories(path))
 
 
 def outcome(
@@ -222,70 +188,6 @@ def test_what_is_no_log_with_samples_is_refused(path: Path, body: bytes) -> None
     path.write_bytes(body)
     with pytest.raises(ValueError, match=r"log\.json"):
         rows(path)
-
-
-def archive(path: Path, *samples: dict[str, Any]) -> Path:
-    inspect_log = pytest.importorskip("inspect_ai.log")
-    spec = {"created": "2026-01-01T00:00:00+00:00", "task": "sums", "dataset": {}, "model": "mine/model"}
-    filled = [{**each, "output": {"model": "mine/model"}} for each in samples]
-    made = inspect_log.EvalLog.model_validate(
-        {"status": "error", "eval": spec | {"config": {"epochs": 2}}, "samples": filled}
-    )
-    inspect_log.write_eval_log(made, str(path))
-    return path
-
-
-def test_an_archive_reads_like_the_log_it_holds(tmp_path: Path) -> None:
-    samples = [
-        sample(
-            said("8"), AGAIN, said(str(number)), id=number, epoch=epoch, value="C" if epoch == 1 else "I"
-        )
-        for number in range(20)
-        for epoch in (1, 2)
-    ]
-    (open_archive, open_text) = (
-        open_log(archive(tmp_path / "log.eval", *samples), answers_matter=False),
-        open_log(write(tmp_path / "log.json", *samples), answers_matter=False),
-    )
-    found = [
-        sorted(
-            (key, number, bool(solved), length)
-            for batch in opened.outcomes()
-            for key, number, solved, length in zip(
-                batch.key_columns[0].to_pylist(),
-                batch.sample.to_pylist() if batch.sample is not None else [],
-                batch.solved_N if batch.solved_N is not None else [],
-                batch.length_N,
-                strict=True,
-            )
-        )
-        for opened in (open_archive, open_text)
-    ]
-    assert found[0] == found[1] == [(key, epoch, epoch == 1, 2) for key in range(20) for epoch in (1, 2)]
-    assert sorted(map(str, map(open_archive.reader.dialogue, open_archive.rows()))) == sorted(
-        map(str, map(open_text.reader.dialogue, open_text.rows()))
-    )
-
-
-def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
-    path = archive(tmp_path / "log.eval", sample())
-    whole = path.read_bytes()
-    for body in (b"", b"no zip", whole[: len(whole) // 2]):
-        path.write_bytes(body)
-        with pytest.raises(ValueError, match=r"log\.eval is no readable Inspect log"):
-            rows(path)
-
-
-def test_an_archive_with_other_bytes_than_were_written_is_refused(tmp_path: Path) -> None:
-    path = archive(tmp_path / "log.eval", sample())
-    plain = tmp_path / "plain.eval"
-    with zipfile.ZipFile(path) as packed, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as stored:
-        for name in packed.namelist():
-            stored.writestr(name, packed.read(name))
-    assert [row["id"] for row in rows(plain)] == ["sum-3"]
-    plain.write_bytes(plain.read_bytes().replace(b'"What is 3 + 4?"', b'"What is 3 + 5?"'))
-    with pytest.raises(ValueError, match=r"does not match its checksum|Bad CRC-32"):
-        rows(plain)
 
 
 def test_without_the_extra_an_archive_says_what_to_install(

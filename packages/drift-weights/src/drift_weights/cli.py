@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import auto_cli
 from rich.console import Console
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
         words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
-        commands: dict[str, Callable[..., None]] = {
+        commands: dict[str, Any] = {
             "reweight": reweight,
             "inspect": inspect,
             "resample": resample,

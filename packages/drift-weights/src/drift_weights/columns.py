@@ -111,7 +111,7 @@ def outcomes_of_columns(
 
     Args:
         values: the columns that `plain` names, as Arrow arrays (`arrow_values` makes them of lists).
-        threshold: from here on a value of `correct` is a success.
+        threshold: from here on a value of `correct`, or without it a return, is a success.
 
     Raises:
         RowError: a null or a foreign value, a `correct` other than 0 and 1 while no threshold is named.
@@ -121,14 +121,19 @@ def outcomes_of_columns(
     if plain.length is not None and plain.unique is not None:
         length_N = _whole(values[plain.length], plain.length)
         unique_N = _whole(values[plain.unique], plain.unique)
-    solved = None if plain.correct is None else solved_rows(values[plain.correct], plain.correct, threshold)
+    returns = None if plain.returns is None else numbers(values[plain.returns], plain.returns)
+    solved = None
+    if plain.correct is not None:
+        solved = solved_rows(values[plain.correct], plain.correct, threshold)
+    elif returns is not None and threshold is not None:
+        solved = returns >= threshold
     return Outcomes(
         key_columns=tuple(key_column(values[name], name) for name in plain.group),
         solved_N=solved,
         length_N=length_N,
         unique_N=unique_N,
         counted_N=length_N,
-        return_N=None if plain.returns is None else numbers(values[plain.returns], plain.returns),
+        return_N=returns,
         sample=None if plain.sample is None else _samples(values[plain.sample], plain.sample),
     )
 

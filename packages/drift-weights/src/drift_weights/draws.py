@@ -20,8 +20,8 @@ from drift_weights.group_numbers import GroupNumbers
 from drift_weights.outcomes import RowError
 from drift_weights.weights import _offset, _systematic
 
-_AT_ONCE = 1 << 22
-"""Rows whose counts are worked out at a time."""
+_PARTS = 64
+"""Parts of the groups, whose counts are worked out one after the other."""
 _ROW = np.dtype(
     [
         ("code", np.int32),
@@ -44,7 +44,8 @@ class Draw:
         self._numbers = GroupNumbers()
         self._offset_G = array("q")
         self._size_G = np.zeros(0, np.int64)
-        self._file = SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115 closed with the draw
+        # Closed with the draw.
+        self._files = [SpooledTemporaryFile(max_size=1 << 18) for _ in range(_PARTS)]  # noqa: SIM115
 
     @property
     def groups(self) -> int:
@@ -70,7 +71,11 @@ class Draw:
         found_N["code"], found_N["weight"] = code_N, weight_N
         found_N["row"] = np.arange(self.rows, self.rows + len(code_N))
         found_N["named"], found_N["sample"] = _numbered(sample, self._places(code_N))
-        self._file.write(found_N.tobytes())
+        part_N = code_N % len(self._files)
+        ends = np.cumsum(np.bincount(part_N, minlength=len(self._files)))
+        parts = np.split(found_N[np.argsort(part_N, kind="stable")], ends[:-1])
+        for file, rows_P in zip(self._files, parts, strict=True):
+            file.write(rows_P.tobytes())
         self.rows += len(code_N)
 
     def counts(self) -> NDArray[Any]:
@@ -81,9 +86,9 @@ class Draw:
             ValueError: no row is drawn at all.
         """
         drawn = np.memmap(TemporaryFile(), _DRAW, mode="w+", shape=max(self.rows, 1))  # noqa: SIM115
-        parts = -(-self.rows // _AT_ONCE)
-        for part in range(parts):
-            rows_P = self._part(part, parts)
+        for file in self._files:
+            file.seek(0)
+            rows_P = np.frombuffer(file.read(), _ROW)
             drawn[rows_P["row"]] = _drawn(rows_P, self._offset_G)
         if not drawn["count"].any():
             raise ValueError("no row is drawn: the weights of each group sum to less than 1")
@@ -112,16 +117,6 @@ class Draw:
         np.add.at(self._size_G, code_N, 1)
         return place_N
 
-    def _part(self, part: int, parts: int) -> NDArray[Any]:
-        """The rows of every `parts`-th group, by group and sample."""
-        self._file.seek(0)
-        kept = []
-        while chunk := self._file.read(_ROW.itemsize * _AT_ONCE):
-            rows = np.frombuffer(chunk, _ROW)
-            kept.append(rows[rows["code"] % parts == part])
-        rows_P = np.concatenate(kept)
-        return np.asarray(rows_P[np.lexsort((rows_P["sample"], rows_P["code"]))])
-
 
 def refuse_bad_weights(weight_N: NDArray[np.float64], first_row: int = 0) -> None:
     """Refuse weights that no trainer can use.
@@ -138,22 +133,31 @@ def refuse_bad_weights(weight_N: NDArray[np.float64], first_row: int = 0) -> Non
 
 
 def _drawn(rows_P: NDArray[Any], offset_G: Sequence[int]) -> NDArray[Any]:
-    """The draws of whole groups, whose rows stand in sample order."""
-    code_P, sample_P, named_P = rows_P["code"], rows_P["sample"], rows_P["named"]
-    same_P = code_P[1:] == code_P[:-1]
-    twice = same_P & (sample_P[1:] == sample_P[:-1]) & named_P[1:] & named_P[:-1]
-    if twice.any():
-        later = int(np.argmax(twice)) + 1
-        row = int(rows_P["row"][later])
-        raise RowError(row, f"sample {sample_P[later]} of its group is there twice; keep one of them")
-    bounds = [0, *(np.flatnonzero(~same_P) + 1).tolist(), len(rows_P)] 
+    """The draws of whole groups, in the order of the rows."""
+    order_P = np.lexsort((rows_P["sample"], rows_P["code"]))
+    sorted_P = rows_P[order_P]
+    code_P, weight_P = sorted_P["code"], sorted_P["weight"]
+    starts = np.flatnonzero(np.diff(code_P, prepend=-1))
+    _refuse_repeated(sorted_P)
     drawn_P = np.empty(len(rows_P), _DRAW)
-    weight_P = rows_P["weight"]
-    for start, end in pairwise(bounds):
+    for start, end in pairwise([*starts.tolist(), len(rows_P)]):
         drawn_P["count"][start:end] = _systematic(weight_P[start:end], offset_G[code_P[start]])
     before_P = np.cumsum(drawn_P["count"]) - drawn_P["count"]
-    drawn_P["first"] = before_P - np.repeat(before_P[bounds[:-1]], np.diff(bounds))
-    return drawn_P
+    drawn_P["first"] = before_P - np.repeat(before_P[starts], np.diff(starts, append=len(rows_P)))
+    found_P = np.empty_like(drawn_P)
+    found_P[order_P] = drawn_P
+    return found_P
+
+
+def _refuse_repeated(sorted_P: NDArray[Any]) -> None:
+    earlier, later = sorted_P[:-1], sorted_P[1:]
+    twice = (earlier["code"] == later["code"]) & (earlier["sample"] == later["sample"])
+    twice &= earlier["named"] & later["named"]
+    if twice.any():
+        row = later[twice][0]
+        raise RowError(
+            int(row["row"]), f"sample {row['sample']} of its group is there twice; keep one of them"
+        )
 
 
 def _numbered(

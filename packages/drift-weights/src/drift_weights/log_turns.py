@@ -90,14 +90,13 @@ def _facts(
 
 def _named_key(log: OpenLog, key: tuple[Any, ...], policy: str) -> dict[str, Any]:
     """A group key as the contract's three columns."""
-    names = log.plain.group if log.plain is not None else ("",) * len(key)
-    named = dict(zip(names, key, strict=True))
-    found = {"round": 0, "policy": policy}
+    found: dict[str, Any] = {"round": 0, "policy": policy}
+    named = {} if log.key_names is None else dict(zip(log.key_names, key, strict=True))
     if isinstance(named.get("round"), int):
         found["round"] = named.pop("round")
     if isinstance(named.get("policy"), str):
         found["policy"] = named.pop("policy")
-    rest = key if "" in named else tuple(named.values())
+    rest = key if log.key_names is None else tuple(named.values())
     if len(rest) == 1 and isinstance(rest[0], str) and len(rest[0]) <= _SHORT:
         return found | {"prompt_id": rest[0]}
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))

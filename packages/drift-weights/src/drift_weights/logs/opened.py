@@ -53,6 +53,13 @@ class OpenLog:
     """What was noticed, and in how many rows."""
 
     @property
+    def key_names(self) -> tuple[str, ...] | None:
+        """The fields that make the group key, part by part; None where a format puts it together."""
+        if self.columns.group is not None or self.format.name in ("chat", "table"):
+            return self.columns.groups(self.present)
+        return None
+
+    @property
     def took(self) -> dict[str, str]:
         """For people: what was taken for what, the user's options included."""
         said = dict(self.reader.took)
