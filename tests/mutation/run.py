@@ -5,7 +5,8 @@ uv run --group mutation tests/mutation/run.py 'drift_weights.returns.*'  some, b
 uv run --group mutation tests/mutation/run.py --report                  the score of the last run again
 
 The copy stays in runs/mutation with what was found out: a run that was stopped goes on where it was, killed
-mutants are tested again once their function changes, survivors every time. Delete the folder to start anew.
+mutants and those listed in equivalent.toml are tested again once their function changes, others every time.
+Delete the folder to start anew.
 """
 
 from __future__ import annotations
@@ -58,28 +59,34 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=ROOT / "runs" / "mutation", help="the copy")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    if not options.report:
-        prepare(options.tree)
-        command = ["mutmut", "run", "--max-children", str(options.workers), *options.mutants]
-        subprocess.run(command, cwd=options.tree, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    options.tree.mkdir(parents=True, exist_ok=True)
     os.chdir(options.tree)
+    if not options.report:
+        prepare()
+        command = ["mutmut", "run", "--max-children", str(options.workers), *options.mutants]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     sys.exit(report([mutant for path in metas() for mutant in mutants(path)]))
 
 
-def prepare(tree: Path) -> None:
-    """Lay out what mutmut expects, and forget what may have changed with the tests: all but the killed."""
-    tree.mkdir(parents=True, exist_ok=True)
+def prepare() -> None:
+    """Lay out here what mutmut expects, and forget what may have changed with the tests."""
+    shutil.copy2(HERE / "pyproject.toml", ".")
+    for path in metas():
+        forget(path)
     sources = {"src": ROOT / "packages" / "drift-weights" / "src", "tests": HERE.parent}
     for name, source in sources.items():
-        shutil.rmtree(tree / name, ignore_errors=True)
-        shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.rmtree(tree / "mutants" / "tests", ignore_errors=True)
-    shutil.copy2(HERE / "pyproject.toml", tree)
-    for path in tree.glob("mutants/src/drift_weights/*.meta"):
-        meta = json.loads(path.read_bytes())
-        codes = meta["exit_code_by_key"].items()
-        meta["exit_code_by_key"] = {k: c if status_by_exit_code[c] in KILLED else None for k, c in codes}
-        path.write_text(json.dumps(meta))
+        shutil.rmtree(name, ignore_errors=True)
+        shutil.copytree(source, name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree("mutants/tests", ignore_errors=True)
+
+
+def forget(meta: Path) -> None:
+    """Have all mutants of a module tested again that were neither killed nor are listed as equivalent."""
+    record, known = json.loads(meta.read_bytes()), listed()
+    for mutant in mutants(meta):
+        if mutant.status not in KILLED and mutant.change not in known:
+            record["exit_code_by_key"][mutant.name] = None
+    meta.write_text(json.dumps(record))
 
 
 def metas() -> list[Path]:

@@ -74,8 +74,8 @@ def polars_rows(data: bytes) -> list[Row]:
 
 
 TABLES = (polars_rows, whole_table) if find_spec("polars") else (whole_table,)
-"""Readers of Parquet. A file names its columns twice, in Parquet's schema and in Arrow's, and readers prefer
-one or the other where they were broken apart: one that agrees is enough."""
+"""Readers of Parquet. A file names its columns twice, in Parquet's schema and in Arrow's, and readers take
+one or the other where they were broken apart: one reader that agrees is enough."""
 
 
 def by_assistant(messages: list[Row]) -> int:

@@ -333,3 +333,14 @@ def test_values_of_several_kinds_are_refused_at_the_first_that_differs(
 
 def test_lists_that_cannot_be_one_column_are_refused_at_the_first() -> None:
     assert refusal(arrow_values, [[1], ["a"]], "x")[0] == 0
+
+
+def test_a_threshold_makes_verdicts_of_returns_where_there_are_no_others() -> None:
+    values = {"g": pa.array([1, 1, 2]), "r": pa.array([0.5, 0.4, -1.0]), "c": pa.array([0.0, 0.7, 0.5])}
+    returns = Plain(group=("g",), returns="r")
+    found = outcomes_of_columns(values, returns, 0.5)
+    assert np.asarray(found.solved_N).tolist() == [True, False, False]
+    assert outcomes_of_columns(values, returns).solved_N is None
+    assert outcomes_of_columns(values, Plain(group=("g",)), 0.5).solved_N is None
+    both = Plain(group=("g",), returns="r", correct="c")
+    assert np.asarray(outcomes_of_columns(values, both, 0.5).solved_N).tolist() == [False, True, True]

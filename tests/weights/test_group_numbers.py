@@ -142,3 +142,32 @@ def test_a_key_in_the_way_of_another_is_not_pushed_out_when_the_table_grows() ->
         assert numbers._find(hash_N2[row : row + 1]).tolist() == [row]
     numbers._reserve(50_000)
     assert numbers._find(hash_N2).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("length", [8, 16, 64])
+def test_keys_of_one_length_are_the_keys_they_are_among_others(kind: pa.DataType, length: int) -> None:
+    keys = [f"{row:0{length}}" for row in range(50)]
+    numbers = GroupNumbers()
+    assert_one_number_a_key(numbers.number([pa.array(keys, kind)]).tolist(), keys)
+    codes = numbers.number([pa.array(keys, kind)]).tolist()
+    assert numbers.number([pa.array(keys, kind)[20:]]).tolist() == codes[20:]
+    assert numbers.number([pa.array([*keys, "", "x" * 9], kind)]).tolist()[:-2] == codes
+    assert [numbers.number([pa.array([key], kind)]).tolist() for key in keys] == [[code] for code in codes]
+
+
+def test_a_full_table_takes_one_key_more() -> None:
+    numbers = GroupNumbers()
+    assert_one_number_a_key(numbers.number([pa.array(range(1024))]).tolist(), range(1024))
+    for key in range(1024, 1300):
+        assert numbers.number([pa.array([key])]).tolist() == [key]
+    assert sorted(numbers.number([pa.array(range(1300))]).tolist()) == list(range(1300))
+
+
+def test_the_order_of_the_columns_counts() -> None:
+    numbers = GroupNumbers()
+    first, second = pa.array(["a", "b", "a"]), pa.array(["b", "a", "b"])
+    code_N = numbers.number([first, second])
+    assert code_N[0] == code_N[2]
+    assert code_N[0] != code_N[1]
+    assert numbers.number([second, first]).tolist() == [code_N[1], code_N[0], code_N[1]]

@@ -174,6 +174,7 @@ def test_every_column_a_batch_brings_is_kept_with_it_and_no_other(monkeypatch: p
         strided = {name: np.repeat(values, 2)[::2] for name, values in extras.items()}
         one_each = [batch(found, **{name: values}) for name, values in strided.items()]
         book = ledger(batch(found), *one_each, batch(found, **extras))
+        assert book._file._rolled == (limit == 1)
         entries = list(book.entries())
         for entry, held in zip(entries, [[], *([name] for name in extras), list(extras)], strict=True):
             assert entry.code_N.tolist() == [0, 1]
@@ -183,15 +184,24 @@ def test_every_column_a_batch_brings_is_kept_with_it_and_no_other(monkeypatch: p
                 assert kept is None or (kept.tolist() == values.tolist() and kept.dtype == values.dtype)
 
 
+def test_groups_grow_over_many_batches() -> None:
+    won, lost = (Counts(solved=solved, length=1, unique=1, counted=1) for solved in (True, False))
+    book = Ledger()
+    for size in (1, 9, 100, 1000):
+        # The groups so far and as many as the last number says besides, a right and a wrong row of each.
+        found = [Row(key=f"{key}", counts=counts) for counts in (won, lost) for key in range(size)]
+        book.add(batch(found))
+        assert (len(book.size_G), len(book.solved_G)) == (size, size)
+    assert (book.size_G.dtype, book.solved_G.dtype) == (np.int32, np.int32)
+    assert sorted(book.size_G.tolist()) == [2] * 900 + [4] * 91 + [6] * 8 + [8]
+    assert sorted(book.solved_G.tolist()) == [1] * 900 + [2] * 91 + [3] * 8 + [4]
+
+
 def test_what_the_log_holds_is_known() -> None:
     found = [Row(key="a", counts=Counts(solved=True, length=2, unique=1, counted=2))]
-    plain = ledger(batch(found))
-    assert (plain.knows_solved, plain.has_return, plain.has_weight, plain.has_tokens) == (
-        True,
-        False,
-        False,
-        False,
-    )
+    for plain in (Ledger(), ledger(batch(found))):
+        assert plain.knows_solved is True
+        assert (plain.has_return, plain.has_weight, plain.has_tokens) == (False,) * 3
     assert ledger(batch(found, solved_N=None), batch(found)).knows_solved is False
     one = np.ones(1)
     assert ledger(batch(found, return_N=one), batch(found)).has_return
@@ -202,11 +212,11 @@ def test_what_the_log_holds_is_known() -> None:
 
 
 def test_without_verdicts_outcomes_are_zero_and_no_group_is_known_to_be_right() -> None:
-    found = [Row(key=key, counts=Counts(solved=True, length=3, unique=2, counted=3)) for key in "aab"]
+    found = [Row(key=key, counts=Counts(solved=True, length=4, unique=2, counted=4)) for key in "aab"]
     book = ledger(batch(found, solved_N=None, unscored_N=None))
     (entry,) = book.entries()
     assert entry.solved_N.tolist() == [False] * 3
-    assert entry.counts_N(2).tolist() == [3] * 3
+    assert [entry.counts_N(place).tolist() for place in (2, 1, 0)] == [[4] * 3, [2] * 3, [4] * 3]
     assert (book.size_G.tolist(), book.unscored) == ([2, 1], 0)
 
 

@@ -346,7 +346,7 @@ def test_numbers_with_any_number_of_digits_are_read_or_refused(
     good = row(1, 1, length=1, unique=1, sample=1)
     line = text([good | {name: 12345}]).replace(b"12345", sign.encode() + b"9" * digits)
     content = text([good | {"sample": 2}]) + line
-    if name in ("prompt_id", "sample") and digits < 20:
+    if name in ("prompt_id", "sample") and digits < 20 and not sign:
         assert weigh(tmp_path, content) == [1.0, 1.0]
         return
     found = weights_or_refusal(tmp_path, content)

@@ -202,6 +202,7 @@ def test_numbers_of_groups_are_64_bit_whatever_holds_the_keys() -> None:
         (["a", "a", "b"], ["0", "1", "2"], "sample must be whole numbers, one a row"),
         (["b", "a", "a"], [4, 4, 4], "row 2: sample 4 of group 'a' appears twice"),
         (["a", "b", "a"], [4, 4, 4], "row 2: sample 4 of group 'a' appears twice"),
+        (["a", "a", "a"], [1, 4, 4], "row 2: sample 4 of group 'a' appears twice"),
         (
             [frozenset("x")] * 3,
             [0, 1, 2],
@@ -216,6 +217,22 @@ def test_what_cannot_be_drawn_from_is_refused(groups: Any, samples: Any, says: s
 def test_samples_may_be_of_any_whole_type() -> None:
     for kind in (np.int8, np.uint8, np.uint64, np.int64):
         assert resample([1.0, 1.0], ["a", "a"], np.array([1, 0], kind), seed=0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("values", [[1, 2, 0], np.array([0.1, 0.7, 0.4], np.float32), [Decimal("0.3")] * 3])
+def test_numbers_of_any_type_are_reckoned_with_as_doubles(values: Any) -> None:
+    groups, plain = ["a", "a", "b"], [float(value) + (k == 2) for k, value in enumerate(values)]
+    raised = [*values[:2], values[2] + 1]
+    assert finite_returns(values).dtype == np.float64
+    assert group_weights(raised, groups).tolist() == group_weights(plain, groups).tolist()
+    assert (
+        effective_sample_size(raised, groups)[1].tolist()
+        == effective_sample_size(plain, groups)[1].tolist()
+    )
+    assert (
+        resample(raised, groups, [0, 1, 2], seed=3).tolist()
+        == resample(plain, groups, [0, 1, 2], seed=3).tolist()
+    )
 
 
 def test_a_table_that_cannot_be_reweighted_says_why() -> None:

@@ -108,3 +108,12 @@ def test_samples_are_one_only_where_both_words_of_their_hashes_are(
     repeats._hashing = Hashing(hashes)
     repeats.add(np.zeros(4, np.int32), pa.array(["a", "b", "c", "d"]), 0, 1)
     assert repeats.first_group() == found
+
+
+def test_many_samples_go_to_disk() -> None:
+    repeats = Repeats()
+    for first, on_disk in ((100, False), (10**6, True)):
+        samples = np.arange(first, first + 800_000)
+        repeats.add(np.zeros(800_000, np.int32), pa.array(samples), 0, 1)
+        assert repeats._others._rolled == on_disk
+    assert repeats.first_group() is None

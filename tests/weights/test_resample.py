@@ -53,7 +53,7 @@ def test_rounding_loses_no_draw_at_the_ends_of_the_unit_interval(
     offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offsets that a hash gives once in 2^60 draws, where Σ w = K up to rounding is not enough."""
-    monkeypatch.setattr("drift_weights.weights._offset", lambda *_: offset)
+    monkeypatch.setattr("drift_weights.weights.offset_of", lambda *_: offset)
     generator = np.random.default_rng(6)
     for size in (3, 7, 16):
         group_N = np.repeat(np.arange(100), size)

@@ -152,11 +152,44 @@ def arrow_values(values: Sequence[Any], name: str) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, pa.ArrowNotImplementedError):
         pass
     if all(isinstance(value, bool | int | float | Decimal | np.number | np.bool_) for value in values):
-        return pa.array([float(value) for value in values], pa.float64())
+        return pa.array([_real(row, value, name) for row, value in enumerate(values)], pa.float64())
+    raise _mixture(values, name)
+
+
+def key_values(values: Sequence[Any], name: str) -> pa.Array:
+    """Python values as a part of a group key: strings, or numbers of one type.
+
+    Raises:
+        RowError: a null, values of several types, a number beyond 64 bits.
+    """
+    found = strings_or_numbers(values)
+    if found is not None:
+        return key_column(found, name)
+    if set(map(type, values)) == {int}:
+        if min(values) >= 0 and max(values) < 2**64:
+            return pa.array(values, pa.uint64())
+        row = next(row for row, value in enumerate(values) if not -(2**63) <= value < 2**63)
+        raise RowError(row, f"{name!r} is {_shown(values[row])}, beyond 64 bits; give such keys as text")
+    for row, value in enumerate(values):
+        if value is None:
+            raise RowError(row, f"{name!r} is null; every row needs its group")
+    if len(set(map(type, values))) == 1:
+        return key_column(arrow_values(values, name), name)
+    raise _mixture(values, name)
+
+
+def _real(row: int, value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RowError(row, f"{name!r} is {_shown(value)}, beyond what a number can hold") from error
+
+
+def _mixture(values: Sequence[Any], name: str) -> RowError:
     kinds = [_kind(value) for value in values]
     first = next(kind for kind in kinds if kind != "null")
     row = next((row for row, kind in enumerate(kinds) if kind not in (first, "null")), 0)
-    raise RowError(
+    return RowError(
         row, f"{name!r} is {_shown(values[row])} ({kinds[row]}), earlier rows hold {first}; use one type"
     )
 
@@ -175,6 +208,8 @@ def key_column(column: pa.Array, name: str) -> pa.Array:
         if row >= 0:
             raise RowError(row, f"{name!r} is null; every row needs its group")
     kind = column.type
+    if kind == pa.uint64():
+        return column
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return column.cast(pa.int64())
     if pa.types.is_floating(kind):
@@ -186,6 +221,13 @@ def key_column(column: pa.Array, name: str) -> pa.Array:
             0, f"{name!r} is {_shown(column[0].as_py())}; a group key must be a string or a number"
         )
     return column.cast(pa.string())
+
+
+def key_kind(kind: pa.DataType) -> str:
+    """What a part of a group key holds, for people."""
+    if pa.types.is_integer(kind):
+        return "a whole number"
+    return "a float" if pa.types.is_floating(kind) else "a string"
 
 
 def numbers(column: pa.Array, name: str) -> NDArray[np.float64]:
@@ -241,9 +283,32 @@ def _whole(column: pa.Array, name: str) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+def sample_values(values: Sequence[Any], name: str = "sample") -> pa.Array | None:
+    """What tells the rows of a group apart; null where a row has nothing, None where no row has.
+
+    Raises:
+        RowError: values of several types, or one that is neither a string nor a number.
+    """
+    known = [row for row, value in enumerate(values) if value is not None]
+    if not known:
+        return None
+    try:
+        found = key_values([values[row] for row in known], name)
+    except RowError as error:
+        raise RowError(known[error.row], error.says) from None
+    place = np.full(len(values), -1)
+    place[known] = np.arange(len(known))
+    return found if len(known) == len(values) else found.take(pa.array(place, mask=place < 0))
+
+
 def _samples(column: pa.Array, name: str) -> pa.Array:
-    if pa.types.is_nested(column.type):
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         raise RowError(0, f"{name!r} is {_shown(column[0].as_py())}, expected a number or a string")
+    if pa.types.is_floating(kind):
+        missing_N = to_numpy(pc.is_nan(column).fill_null(False))
+        if missing_N.any():
+            raise RowError(int(np.argmax(missing_N)), f"{name!r} is NaN, expected a number or a string")
     return column
 
 

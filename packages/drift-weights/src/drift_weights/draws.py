@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from drift_weights.arrays import to_arrow
 from drift_weights.group_numbers import GroupNumbers
 from drift_weights.outcomes import RowError
-from drift_weights.weights import _offset, _systematic
+from drift_weights.weights import offset_of, systematic
 
 _PARTS = 64
 """Parts of the groups, whose counts are worked out one after the other."""
@@ -102,7 +102,7 @@ class Draw:
         rows = to_arrow(new[first])
         keys = zip(*(column.take(rows).to_pylist() for column in key_columns), strict=True)
         for key in keys:
-            self._offset_G.append(_offset(self.seed, self.epoch, key[0] if len(key) == 1 else key))
+            self._offset_G.append(offset_of(self.seed, self.epoch, key[0] if len(key) == 1 else key))
 
     def _places(self, code_N: NDArray[np.int32]) -> NDArray[np.int64]:
         """How many rows of its group came before each row."""
@@ -141,7 +141,7 @@ def _drawn(rows_P: NDArray[Any], offset_G: Sequence[int]) -> NDArray[Any]:
     _refuse_repeated(sorted_P)
     drawn_P = np.empty(len(rows_P), _DRAW)
     for start, end in pairwise([*starts.tolist(), len(rows_P)]):
-        drawn_P["count"][start:end] = _systematic(weight_P[start:end], offset_G[code_P[start]])
+        drawn_P["count"][start:end] = systematic(weight_P[start:end], offset_G[code_P[start]])
     before_P = np.cumsum(drawn_P["count"]) - drawn_P["count"]
     drawn_P["first"] = before_P - np.repeat(before_P[starts], np.diff(starts, append=len(rows_P)))
     found_P = np.empty_like(drawn_P)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file_lines(path), start=1):
             yield decode_line(path, number, line)
         return
-    for batch in open_parquet(path).iter_batches():
+    for batch in parquet_batches(path, 1024):
         yield from batch.to_pylist()
 
 
@@ -59,22 +60,30 @@ def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise ValueError(f"{path}, line {number}: the line is empty; remove it")
     try:
         row = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: {_why(line, error)}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
     return row
 
 
-def _why(line: bytes, error: msgspec.DecodeError) -> str:
+def _why(line: bytes, error: Exception) -> str:
     """What is wrong with a line, in a user's words."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply to be read"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid UTF-8 ({error.reason})"
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         torn = "" if line.endswith(b"\n") else "; the file ends without a line end, it may be torn"
         return f"not valid JSON ({error}){torn}"
+    if not isinstance(row, dict):
+        return f"expected a JSON object, got {type(row).__name__}"
     # Python writes NaN and Infinity, which JSON does not have.
     fields = [name for name, value in row.items() if value != value or value in (math.inf, -math.inf)]
+    if not fields and b"NaN" not in line and b"Infinity" not in line:
+        return f"not valid JSON ({error})"
     where = f"field {', '.join(map(repr, fields))} is" if fields else "a value is"
     return f"{where} NaN or infinite, which JSON does not have; fix or drop its group"
 
@@ -92,6 +101,24 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         ValueError: it is none, or broken.
     """
     try:
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1048576)
-    except pa.ArrowInvalid as error:
+        # Page by page, so that memory does not hold whole column chunks.
+        parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no readable Parquet file: {error}") from error
+    twice = [name for name, count in Counter(parquet.schema_arrow.names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has several columns {twice[0]!r}; rename them")
+    return parquet
+
+
+def parquet_batches(path: Path, rows: int, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, at most `rows` at a time, and only the columns named.
+
+    Raises:
+        ValueError: a broken file.
+    """
+    columns = None if names is None else list(names)
+    try:
+        yield from open_parquet(path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error

@@ -132,8 +132,12 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _words(column: pa.Array) -> NDArray[np.uint64]:
     """Keys as rows of 64-bit words, shape [N, W]; different keys of one type have different rows."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        whole_N = to_numpy(column.cast(pa.int64()))
-        return np.asarray(whole_N.astype(np.uint64)[:, None])
+        whole_N = to_numpy(column if column.type == pa.uint64() else column.cast(pa.int64()))
+        words_N1 = np.asarray(whole_N.astype(np.uint64)[:, None])
+        if column.type != pa.uint64():
+            return words_N1
+        # Beyond 2⁶³ the bits are those of a negative number; a second word tells them apart.
+        return np.column_stack([words_N1, words_N1 >> np.uint64(63)])
     if pa.types.is_floating(column.type):
         # −0.0 + 0.0 is 0.0: equal numbers, equal bits.
         real_N = to_numpy(column.cast(pa.float64())) + 0.0

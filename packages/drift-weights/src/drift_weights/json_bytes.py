@@ -11,6 +11,7 @@ import msgspec
 _NAME = re.compile(rb'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*', re.DOTALL)
 _GAP = re.compile(rb"[\s,]*")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -32,16 +33,20 @@ def put_value(text: bytes, value: bytes) -> bytes:
     members = _members(text[start - 1 :])
     if "weight" not in members:
         return append_value(text, value)
+    place = (0, 0)
     for name, old in members.items():
         found = _NAME.match(text, start)
-        start = found.end() if found is not None else len(text)
-        end = start + len(old)
+        # A name that stands twice has one place among the members, but two in the text.
+        if found is None or _text(b'"' + found[1] + b'"') != name:
+            raise ValueError("a name stands twice in one JSON object; keep one of them")
+        start, end = found.end(), found.end() + len(old)
         if text[start:end] != bytes(old):
             raise ValueError(f"{name!r} stands twice in one JSON object; keep one of them")
-        if name == "weight":
-            return text[:start] + value + text[end:]
+        place = (start, end) if name == "weight" else place
         start = end
-    raise AssertionError("the decoder found a member that the text does not have")
+    if text[start:].strip() != b"}":
+        raise ValueError("a name stands twice in one JSON object; keep one of them")
+    return text[: place[0]] + value + text[place[1] :]
 
 
 def array_elements(data: Any) -> Iterator[tuple[bytes, bytes]]:

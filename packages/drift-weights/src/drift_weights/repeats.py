@@ -40,8 +40,8 @@ class Repeats:
             self._count_G = np.concatenate([self._count_G, np.zeros(more, np.int32)])
         small_N = np.zeros(len(code_N), bool)
         if pa.types.is_integer(sample.type):
-            known = pc.fill_null(sample, -1) if sample.null_count else sample
-            number_N = to_numpy(known).astype(np.int64)
+            known = pc.fill_null(sample, _SMALL) if sample.null_count else sample
+            number_N = to_numpy(known)
             small_N = (number_N >= 0) & (number_N < _SMALL)
             bit_N = np.uint64(1) << number_N[small_N].astype(np.uint64)
             np.bitwise_or.at(self._seen_G, code_N[small_N], bit_N)

@@ -35,7 +35,7 @@ from drift_weights.outcomes import GROUP_KEY, RowError
 from drift_weights.outputs import side_file
 from drift_weights.schema import WEIGHTED, check
 from drift_weights.sources import Advance, WeightedSource
-from drift_weights.writers import _batch_rows, _codecs, whole_file
+from drift_weights.writers import batch_rows, codecs_of, whole_file
 
 RESAMPLED = "resampled"
 """What manifests call rows that were drawn."""
@@ -239,9 +239,9 @@ def _copy_lines(source: Path, target: Path, count_N: NDArray[np.int32], advance:
 def _copy_rows(source: Path, target: Path, count_N: NDArray[np.int32], advance: Advance | None) -> None:
     parquet = open_parquet(source)
     schema = parquet.schema_arrow
-    with pq.ParquetWriter(target, schema, compression=_codecs(parquet)) as writer:
+    with pq.ParquetWriter(target, schema, compression=codecs_of(parquet)) as writer:
         first = 0
-        for batch in parquet.iter_batches(batch_size=_batch_rows(parquet)):
+        for batch in parquet.iter_batches(batch_size=batch_rows(parquet)):
             count = count_N[first : first + batch.num_rows]
             copies = batch.take(to_arrow(np.repeat(np.arange(batch.num_rows), count)))
             place = schema.get_field_index("weight")

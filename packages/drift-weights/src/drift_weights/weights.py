@@ -178,7 +178,7 @@ def resample(
     bounds = np.searchsorted(code_N[order_N], np.arange(len(keys) + 1))
     for code, key in enumerate(keys):
         rows_K = order_N[bounds[code] : bounds[code + 1]]
-        count_N[rows_K] = _systematic(weights[rows_K], _offset(seed, epoch, key))
+        count_N[rows_K] = systematic(weights[rows_K], offset_of(seed, epoch, key))
     return count_N
 
 
@@ -290,7 +290,7 @@ def _refuse_duplicates(
         raise ValueError(f"row {row}: sample {samples[row]} of group {keys[code_N[row]]!r} appears twice")
 
 
-def _offset(seed: int, epoch: int, key: Hashable) -> int:
+def offset_of(seed: int, epoch: int, key: Hashable) -> int:
     """u of a group as a fixed-point number in [0, 2^_BITS)."""
     try:
         text = json.dumps([seed, epoch, _hashed(key)], separators=(",", ":"), ensure_ascii=False)
@@ -311,7 +311,7 @@ def _hashed(key: Any) -> Any:
     return key
 
 
-def _systematic(weight_K: NDArray[np.float64], offset: int) -> list[int]:
+def systematic(weight_K: NDArray[np.float64], offset: int) -> list[int]:
     one = 1 << _BITS
     fixed = [_fixed_point(weight) for weight in weight_K.tolist()]
     residue = len(fixed) * one - sum(fixed)

@@ -6,7 +6,6 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drift_weights.arrays import to_arrow
-from drift_weights.files import file_lines, open_parquet
+from drift_weights.files import file_lines, open_parquet, parquet_batches
 from drift_weights.json_bytes import append_value, array_elements, put_value
 
 Kept = tuple[NDArray[np.bool_] | None, NDArray[np.float64]]
@@ -91,17 +90,20 @@ def write_jsonl(source: Path, target: Path, batches: Iterable[Kept], *, replace:
 
 def write_array(source: Path, target: Path, batches: Iterable[Kept]) -> None:
     """Write a JSON array with `weight` in each of its objects; every other byte of a kept object stays."""
+    values = _encoded(batches)
     with source.open("rb") as file, target.open("wb", buffering=1 << 20) as out:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        first = True
-        for (gap, element), value in zip_longest(array_elements(data), _encoded(batches)):
-            if element and value is None:
-                continue
-            # A dropped first object takes its comma along.
-            out.write(gap.replace(b",", b"") if first and element else gap)
-            if element and value is not None:
+        kept = 0
+        for number, (gap, element) in enumerate(array_elements(data)):
+            value = next(values) if element else None
+            if number == 0 or not element:
+                out.write(gap)
+            elif value is not None:
+                # Where nothing was kept so far, there is nothing to part.
+                out.write(gap if kept else gap.replace(b",", b""))
+            if value is not None:
                 out.write(put_value(element, value))
-            first = first and not element
+                kept += 1
 
 
 def write_parquet(source: Path, target: Path, batches: Iterable[Kept]) -> None:
@@ -112,10 +114,8 @@ def write_parquet(source: Path, target: Path, batches: Iterable[Kept]) -> None:
     fields.append(pa.field("weight", pa.float64(), nullable=False))
     schema = pa.schema(fields, metadata=parquet.schema_arrow.metadata)
     take = _Taken(batches)
-    with pq.ParquetWriter(target, schema, compression=_codecs(parquet)) as writer:
-        for batch in parquet.iter_batches(
-            batch_size=_batch_rows(parquet), columns=names, use_threads=False
-        ):
+    with pq.ParquetWriter(target, schema, compression=codecs_of(parquet)) as writer:
+        for batch in parquet_batches(source, batch_rows(parquet), names):
             keep_N, weight_N = take(batch.num_rows)
             columns = [batch.column(name) for name in names]
             found = pa.record_batch([*columns, to_arrow(weight_N)], schema=schema)
@@ -151,7 +151,7 @@ class _Taken:
         return (None if keep_N.all() else keep_N), weight_N
 
 
-def _codecs(parquet: pq.ParquetFile) -> dict[str, str]:
+def codecs_of(parquet: pq.ParquetFile) -> dict[str, str]:
     """Column → codec as the file has them."""
     if parquet.metadata.num_row_groups == 0:
         return {}
@@ -161,7 +161,7 @@ def _codecs(parquet: pq.ParquetFile) -> dict[str, str]:
     return {name: "NONE" if codec == "UNCOMPRESSED" else codec for name, codec in found.items()}
 
 
-def _batch_rows(parquet: pq.ParquetFile) -> int:
+def batch_rows(parquet: pq.ParquetFile) -> int:
     """Rows of about 32 MB, so that memory does not grow with the rows' width."""
     groups = range(parquet.metadata.num_row_groups)
     size = sum(int(parquet.metadata.row_group(group).total_byte_size) for group in groups)

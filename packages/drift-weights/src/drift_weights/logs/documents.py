@@ -40,6 +40,9 @@ def json_object(raw: msgspec.Raw, place: str) -> dict[str, Any]:
 
 def _decoded(data: Any, kind: type[_Document], place: str) -> _Document:
     try:
+        if not isinstance(data, memoryview):
+            # Skipped values are not checked by the decoder.
+            str(data, "utf-8")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(

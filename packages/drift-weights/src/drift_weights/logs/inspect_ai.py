@@ -148,7 +148,10 @@ def _with_attachments(messages: Sequence[Row], attachments: Any) -> list[Row]:
         if isinstance(content, str) and content.startswith(_ATTACHMENT):
             return texts.get(content.removeprefix(_ATTACHMENT))
         if isinstance(content, list):
-            return [{**part, "text": whole(part.get("text"))} for part in content]
+            return [
+                {**part, "text": whole(part.get("text"))} if isinstance(part, Mapping) else part
+                for part in content
+            ]
         return content
 
     return [{**message, "content": whole(message.get("content"))} for message in messages]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,14 @@ from drift_weights.columns import (
     Columns,
     Plain,
     arrow_values,
-    key_column,
+    key_kind,
+    key_values,
     numbers,
     outcomes_of_columns,
+    sample_values,
     solved_rows,
 )
-from drift_weights.files import decode_line, file_lines, open_parquet
+from drift_weights.files import decode_line, file_lines, open_parquet, parquet_batches
 from drift_weights.logs.reader import LogFormat, LogReader, Outcome, Row
 from drift_weights.outcomes import Outcomes, RowError
 
@@ -49,6 +50,7 @@ class OpenLog:
     """Whether E enters the return; without (λ = 0) a log may have several turns and no answers."""
     has_weight: bool = False
     """Whether the rows have a `weight` already; known for every row after `outcomes`."""
+    _kinds: tuple[str, ...] = ()
     notes: Counter[str] = field(default_factory=Counter)
     """What was noticed, and in how many rows."""
 
@@ -96,10 +98,23 @@ class OpenLog:
                 raise ValueError(f"{self.place(first + error.row)}: {error.says}") from error
             if batch is None:
                 return
+            self._refuse_other_keys(batch, first)
             yield batch
             first += len(batch)
             if advance is not None:
                 advance(len(batch))
+
+    def _refuse_other_keys(self, batch: Outcomes, first: int) -> None:
+        """Within a batch the parts of the key have one type each; over the batches they must keep it."""
+        kinds = tuple(key_kind(column.type) for column in batch.key_columns)
+        if first == 0:
+            self._kinds = kinds
+        for number, (kind, before) in enumerate(zip(kinds, self._kinds, strict=True)):
+            if kind != before:
+                name = self.took["group"] if self.key_names is None else self.key_names[number]
+                raise ValueError(
+                    f"{self.place(first)}: {name!r} is {kind}, earlier rows hold {before}; use one type"
+                )
 
     def rows(self) -> Iterator[Row]:
         """All rows, whole."""
@@ -109,16 +124,14 @@ class OpenLog:
             for number, line in enumerate(file_lines(self.path), start=1):
                 yield decode_line(self.path, number, line)
         else:
-            for batch in open_parquet(self.path).iter_batches(batch_size=1024):
+            for batch in parquet_batches(self.path, 1024):
                 yield from batch.to_pylist()
 
     def _plain_batches(self) -> Iterator[Outcomes]:
         assert self.plain is not None
         names = self.plain.names
         if not is_jsonl(self.path):
-            for batch in open_parquet(self.path).iter_batches(
-                batch_size=BATCH, columns=list(names), use_threads=False
-            ):
+            for batch in parquet_batches(self.path, BATCH, names):
                 values = {name: batch.column(name) for name in names}
                 yield outcomes_of_columns(values, self.plain, self.columns.threshold)
             return
@@ -130,8 +143,16 @@ class OpenLog:
             first = rows[0].keys() - {"weight"} if first is None else first
             self.has_weight = self.has_weight or any("weight" in row for row in rows)
             _refuse_other_fields(rows, first, names)
-            values = {name: arrow_values([row[name] for row in rows], name) for name in names}
+            values = {name: self._column(rows, name) for name in names}
             yield outcomes_of_columns(values, self.plain, self.columns.threshold)
+
+    def _column(self, rows: Sequence[Row], name: str) -> pa.Array:
+        assert self.plain is not None
+        values = [row[name] for row in rows]
+        if name == self.plain.sample:
+            found = sample_values(values, name)
+            return pa.nulls(len(values)) if found is None else found
+        return (key_values if name in self.plain.group else arrow_values)(values, name)
 
     def _looked_into(self) -> Iterator[Outcomes]:
         # Outcomes are kept, rows are not: a dialogue can be large.
@@ -199,7 +220,7 @@ class OpenLog:
             counted_N=whole_numbers(counted, "counted"),
             penalty_N=penalties if penalties.any() else None,
             return_N=returns,
-            sample=arrow_values(samples, "sample") if any(s is not None for s in samples) else None,
+            sample=sample_values(samples),
             unscored_N=np.asarray([outcome.unscored for outcome in found], bool),
         )
 
@@ -227,12 +248,12 @@ class OpenLog:
     def _keys(self, groups: list[Any]) -> tuple[pa.Array, ...]:
         name = self.took["group"]
         if not isinstance(groups[0], tuple):
-            return (key_column(arrow_values(groups, name), name),)
+            return (key_values(groups, name),)
         parts = len(groups[0])
         for row, group in enumerate(groups):
             if not isinstance(group, tuple) or len(group) != parts:
                 raise RowError(row, f"its group ({name}) has other parts than those of earlier rows")
-        return tuple(key_column(arrow_values(part, name), name) for part in zip(*groups, strict=True))
+        return tuple(key_values(part, name) for part in zip(*groups, strict=True))
 
     def records(self, fields: tuple[str, ...]) -> Iterator[Row]:
         """All rows with at least `fields`, where they have them."""
@@ -243,9 +264,9 @@ class OpenLog:
         return self._parquet_rows(fields)
 
     def _parquet_rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        parquet = open_parquet(self.path)
-        present = [name for name in dict.fromkeys(fields) if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(batch_size=BATCH // 16, columns=present):
+        names = open_parquet(self.path).schema_arrow.names
+        present = [name for name in dict.fromkeys(fields) if name in names]
+        for batch in parquet_batches(self.path, max(BATCH // 16, 1), present):
             yield from batch.to_pylist()
 
     def _decoded(self, fields: tuple[str, ...]) -> Iterator[Row]:
@@ -259,7 +280,7 @@ class OpenLog:
                     # Skipped values are not checked by the decoder.
                     str(text, "utf-8")
                 yield decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 # Says what is wrong; where the line is well but its number is not, it raises as well.
                 yield {
                     name: v for name, v in decode_line(self.path, number, line).items() if name in fields
@@ -278,7 +299,7 @@ def whole_numbers(values: Sequence[Any], name: str) -> Any:
         RowError: a value that is no whole number.
     """
     for row, value in enumerate(values):
-        if not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        if not isinstance(value, int | float) or not abs(value) < 2**53 or value != int(value):
             raise RowError(row, f"{name!r} is {value!r}, expected a whole number; fix or drop its group")
     return np.asarray(values, np.int64)
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from drift_weights.columns import Columns, Plain
-from drift_weights.files import decode_line, file_lines, open_parquet
+from drift_weights.files import decode_line, file_lines, open_parquet, parquet_batches
 from drift_weights.logs.documents import json_document
 from drift_weights.logs.formats import FORMATS
 from drift_weights.logs.opened import OpenLog, is_jsonl
@@ -71,7 +71,7 @@ def first_record(path: Path) -> Row:
         for line in file_lines(path):
             return decode_line(path, 1, line)
     elif path.suffix in (".parquet", ".pq"):
-        for batch in open_parquet(path).iter_batches(batch_size=1, use_threads=False):
+        for batch in parquet_batches(path, 1):
             return dict(batch.to_pylist()[0])
     elif path.suffix == ".json":
         return _first_of_document(path)
@@ -86,7 +86,7 @@ def _first_of_document(path: Path) -> Row:
     try:
         found: Any = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])  # type: ignore[arg-type]
         record = msgspec.json.decode(found[0]) if isinstance(found, list) and found else found
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}; write or fetch it again") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected a JSON object or a list of them with at least one element")

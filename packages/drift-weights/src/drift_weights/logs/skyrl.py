@@ -133,6 +133,11 @@ def _turns(row: Row, columns: Columns, malformed: Malformed) -> Turns:
     if length == 1 or columns.answers is None:
         return Turns(length, 1 if length == 1 else None, None, None)
     said = [message for message in _messages(row) if message["role"] == "assistant"]
+    if len(said) < length:
+        raise ValueError(
+            "the chat headers of 'input_prompt' and 'output_response' do not fit together; name the turns "
+            "(--length, --unique)"
+        )
     return count_responses(said[-length:], columns.answers, malformed, None)
 
 
