@@ -78,6 +78,8 @@ def prepare() -> None:
         shutil.rmtree(name, ignore_errors=True)
         shutil.copytree(source, name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree("mutants/tests", ignore_errors=True)
+    # Which tests reach which function is found out anew: mutmut would take it from the last run.
+    Path("mutants", "mutmut-stats.json").unlink(missing_ok=True)
 
 
 def forget(meta: Path) -> None:

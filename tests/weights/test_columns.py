@@ -20,8 +20,11 @@ from drift_weights.columns import (
     Plain,
     arrow_values,
     key_column,
+    key_kind,
+    key_values,
     numbers,
     outcomes_of_columns,
+    sample_values,
     solved_rows,
 )
 from drift_weights.outcomes import RowError
@@ -253,6 +256,7 @@ def test_a_threshold_is_itself_a_success() -> None:
         (pa.array(["a", "b", "a"]).dictionary_encode(), pa.array(["a", "b", "a"])),
         (pa.array([3, -1], pa.int8()), pa.array([3, -1], pa.int64())),
         (pa.array([2**32 - 1], pa.uint32()), pa.array([2**32 - 1], pa.int64())),
+        (pa.array([2**64 - 1, 0], pa.uint64()), pa.array([2**64 - 1, 0], pa.uint64())),
         (pa.array([True, False]), pa.array([1, 0], pa.int64())),
         (pa.array([0.5, 1.0], pa.float32()), pa.array([0.5, 1.0], pa.float64())),
         (pa.array([datetime.date(2020, 1, 2)]), pa.array(["2020-01-02"])),
@@ -332,7 +336,10 @@ def test_values_of_several_kinds_are_refused_at_the_first_that_differs(
 
 
 def test_lists_that_cannot_be_one_column_are_refused_at_the_first() -> None:
-    assert refusal(arrow_values, [[1], ["a"]], "x")[0] == 0
+    for call in (arrow_values, key_values):
+        row, says = refusal(call, [[1], ["a"]], "x")
+        assert row == 0
+        assert says.startswith("'x' is [1]")
 
 
 def test_a_threshold_makes_verdicts_of_returns_where_there_are_no_others() -> None:
@@ -344,3 +351,81 @@ def test_a_threshold_makes_verdicts_of_returns_where_there_are_no_others() -> No
     assert outcomes_of_columns(values, Plain(group=("g",)), 0.5).solved_N is None
     both = Plain(group=("g",), returns="r", correct="c")
     assert np.asarray(outcomes_of_columns(values, both, 0.5).solved_N).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["a", "b"], pa.array(["a", "b"])),
+        ([3, -1], pa.array([3, -1], pa.int64())),
+        ([2**63 - 1, -(2**63)], pa.array([2**63 - 1, -(2**63)], pa.int64())),
+        ([2**63, 0, 2**64 - 1], pa.array([2**63, 0, 2**64 - 1], pa.uint64())),
+        ([True, False], pa.array([1, 0], pa.int64())),
+        ([0.5, 1.0], pa.array([0.5, 1.0])),
+        ([Decimal("1.50"), Decimal("2.00")], pa.array(["1.50", "2.00"])),
+    ],
+)
+def test_values_of_one_type_name_groups(values: list[Any], expected: pa.Array) -> None:
+    found = key_values(values, "g")
+    assert found.type == expected.type
+    assert found.equals(expected)
+
+
+BEYOND = "'g' is {}, beyond 64 bits; give such keys as text"
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "says"),
+    [
+        ([0, 2**64], 1, BEYOND.format(2**64)),
+        ([-1, 0, 2**63], 2, BEYOND.format(2**63)),
+        ([0, -(2**63) - 1, 1], 1, BEYOND.format(-(2**63) - 1)),
+        ([-1, 2**64], 1, BEYOND.format(2**64)),
+        ([-(2**63), -1000, 1000, 2**63], 3, BEYOND.format(2**63)),
+        (["a", None, 1], 1, "'g' is null; every row needs its group"),
+        ([1, "a", None], 2, "'g' is null; every row needs its group"),
+        ([0.5, float("nan")], 1, "'g' is null; every row needs its group"),
+        ([1, 0.5], 1, "'g' is 0.5 (float), earlier rows hold int; use one type"),
+        ([1, True], 1, "'g' is True (bool), earlier rows hold int; use one type"),
+        ([[1], [2]], 0, "'g' is [1]; a group key must be a string or a number"),
+    ],
+)
+def test_values_that_cannot_name_groups_are_refused(values: list[Any], row: int, says: str) -> None:
+    assert refusal(key_values, values, "g") == (row, says)
+
+
+def test_a_number_beyond_a_double_is_refused_by_row() -> None:
+    says = f"'x' is {str(10**400)[:57]}..., beyond what a number can hold"
+    assert refusal(arrow_values, [1, 10**400, 0.5], "x") == (1, says)
+
+
+def test_samples_may_be_missing() -> None:
+    for values in ([None, 3, None, 4], ["a", None], [2**64 - 1, None], [None, 0.5], [1, 2]):
+        found = sample_values(values)
+        assert found is not None
+        assert found.to_pylist() == values
+    assert sample_values([None, None]) is None
+    assert sample_values([]) is None
+    says = "'sample' is 'a' (str), earlier rows hold int; use one type"
+    assert refusal(sample_values, [None, 1, None, "a"]) == (3, says)
+    assert refusal(sample_values, [None, [1]], "s")[0] == 1
+    assert refusal(sample_values, [None, [1]], "s")[1].startswith("'s' is [1]")
+
+
+def test_samples_that_equal_nothing_are_refused() -> None:
+    plain = Plain(group=("g",), sample="s")
+    for column, row, says in (
+        (pa.array([0.5, None, float("nan"), float("nan")]), 2, "'s' is NaN, expected a number or a string"),
+        (pa.array([b"a", b"b", b"c", b"d"]), 0, "'s' is b'a', expected a number or a string"),
+    ):
+        assert refusal(outcomes_of_columns, {"g": pa.array([1] * 4), "s": column}, plain) == (row, says)
+    floats = pa.array([0.5, None, 1.5, 0.5])
+    found = outcomes_of_columns({"g": pa.array([1] * 4), "s": floats}, plain)
+    assert found.sample is not None
+    assert found.sample.equals(floats)
+
+
+def test_the_kinds_of_keys_have_names() -> None:
+    kinds = (pa.int8(), pa.uint64(), pa.float32(), pa.string(), pa.large_string())
+    named = ["a whole number"] * 2 + ["a float"] + ["a string"] * 2
+    assert [key_kind(kind) for kind in kinds] == named

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import drift_weights.group_numbers
-from drift_weights.group_numbers import GroupNumbers
+from drift_weights.group_numbers import GroupNumbers, _mix
 
 # Lengths around what is hashed in words of eight bytes, and around what is hashed one by one.
 LENGTHS = [0, 1, 7, 8, 9, 15, 16, 17, 24, 255, 256, 257, 300]
@@ -38,6 +38,7 @@ KINDS: list[tuple[st.SearchStrategy[Any], pa.DataType]] = [
     (texts(), pa.large_string()),
     (st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3), pa.int64()),
     (st.integers(0, 9), pa.int8()),
+    (st.integers(0, 2**64 - 1) | st.integers(2**63 - 2, 2**63 + 2), pa.uint64()),
     (st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0]), pa.float64()),
     (st.booleans(), pa.bool_()),
 ]
@@ -171,3 +172,49 @@ def test_the_order_of_the_columns_counts() -> None:
     assert code_N[0] == code_N[2]
     assert code_N[0] != code_N[1]
     assert numbers.number([second, first]).tolist() == [code_N[1], code_N[0], code_N[1]]
+
+
+def test_mixing_is_a_bijection_that_reaches_the_bits_that_choose_a_slot() -> None:
+    random = np.random.default_rng(7).integers(0, 2**64, 100, np.uint64)
+    ones = [np.uint64(1) << np.uint64(bit) for bit in range(64)]
+    flips = np.array([0, *ones, *(a | b for a in ones for b in ones if a < b)], np.uint64)
+    assert _mix(np.zeros(1, np.uint64)).tolist() == [0]
+    for word in random[:5]:
+        assert len(np.unique(_mix(word ^ flips))) == len(flips)
+    mixed = _mix(random.copy())
+    assert 0.3 < np.mean(mixed >> np.uint64(63)) < 0.7
+    for one in ones:
+        assert ((_mix(random ^ one) ^ mixed) & np.uint64(4095)).any()
+
+
+def test_a_table_is_of_32_bit_numbers_before_and_after_it_grows() -> None:
+    numbers = GroupNumbers()
+    for keys in (10, 10_000):
+        numbers.number([pa.array(range(keys))])
+        assert numbers._slots.dtype == np.int32
+        assert len(numbers._slots) >= 2 * keys
+
+
+def test_whole_numbers_are_one_key_in_types_of_any_width_and_never_two() -> None:
+    numbers = GroupNumbers()
+    wide = numbers.number([pa.array([5, 2**63, 2**64 - 1, 2**64 - 5], pa.uint64())]).tolist()
+    narrow = numbers.number([pa.array([5, -(2**63), -1, -5], pa.int64())]).tolist()
+    assert wide[0] == narrow[0]
+    assert len({*wide, *narrow}) == 7
+    assert numbers.number([pa.array([5, -1], pa.int8())]).tolist() == [narrow[0], narrow[2]]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "cc", "", "d" * 300]), st.integers(1, 9)), max_size=30)
+)
+def test_rows_of_a_group_that_stand_together_are_numbered_like_any_others(
+    runs: list[tuple[str, int]],
+) -> None:
+    keys = [key for key, rows in runs for _ in range(rows)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift_weights.group_numbers, "_LOOK", 2)
+        together = GroupNumbers()
+        code_N = together.number([pa.array(keys, pa.string())]).tolist()
+    apart = [int(together.number([pa.array([key])])[0]) for key in keys]
+    assert code_N == apart
+    assert len(together) == len(set(keys))

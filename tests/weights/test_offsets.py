@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drift_weights.weights import systematic, resample
+from drift_weights.weights import resample, systematic
 
 # The key as JSON, by hand: equal keys (1, 1.0, True) are written alike.
 KEYS: list[tuple[Hashable, str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -308,3 +309,27 @@ def test_one_unscored_row_is_listed_as_its_group() -> None:
     assert made["omitted_groups"] == listed[1:]
     _, made = weighted_turns(to_table(data[:1]))
     assert made["omitted_groups"] == []
+
+
+def test_no_warning_level_of_the_users_gets_in_the_way() -> None:
+    with np.errstate(all="raise"):
+        assert group_weights([0.0, 1.0], ["a", "a"], beta=1e-3).tolist() == [0.0, 2.0]
+        assert group_weights([0.0, 1.0], ["a", "a"], beta=1e-300).tolist() == [0.0, 2.0]
+        assert group_weights([0.0, 1.0], ["a", "a"], beta=1 / 740).tolist() == [2 * math.exp(-740), 2.0]
+
+
+def test_zero_is_one_group_whatever_its_sign() -> None:
+    for keys in ([0.0, -0.0], np.array([0.0, -0.0]), [(0.0,), (-0.0,)]):
+        assert group_codes(keys)[0].tolist() == [0, 0]
+
+
+def test_sums_are_kept_as_whole_numbers_in_28_bytes_a_group_while_groups_come_in() -> None:
+    sums = TiltSums(0.5)
+    for groups in range(90, 110):
+        code_N = np.arange(groups)
+        sums.see(code_N, np.linspace(-1, 1, groups), groups)
+    assert sums.size_G[:110].tolist()[:109] == [20] * 90 + list(range(19, 0, -1))
+    sums.add(np.arange(109), np.ones(109))
+    kept = (sums.size_G, sums.max_G, sums._high_G, sums._low_G)
+    assert [values.dtype.kind for values in kept] == ["i", "f", "i", "i"]
+    assert sum(values.itemsize for values in kept) == 28

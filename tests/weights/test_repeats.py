@@ -22,6 +22,8 @@ from drift_weights.repeats import Repeats
 SAMPLES: dict[str, tuple[st.SearchStrategy[Any], pa.DataType]] = {
     "small": (st.integers(0, 70), pa.int64()),
     "any": (st.integers(60, 68) | st.integers(-3, 3) | st.integers(-(2**63), 2**63 - 1), pa.int64()),
+    "uint8": (st.integers(0, 255), pa.uint8()),
+    "uint64": (st.integers(0, 70) | st.integers(2**63 - 2, 2**63 + 2), pa.uint64()),
     "int8": (st.integers(-128, 127), pa.int8()),
     "text": (st.text(max_size=3), pa.string()),
     "float": (st.floats(allow_nan=False).map(lambda x: x + 0.0), pa.float64()),

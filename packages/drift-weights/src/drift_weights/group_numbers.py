@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from drift_weights.arrays import to_arrow, to_numpy
 
 _LONG = 256
 """Bytes from which on a key is hashed one by one; most keys are shorter and hashed in columns."""
+_LOOK = 256
+"""Rows looked at to see whether groups stand together."""
 _CHUNK = 1 << 15
 """Rows hashed at a time, so that their words stay in the processor's cache."""
 
@@ -47,8 +50,12 @@ class GroupNumbers:
         The columns of every batch must have the same types, without nulls.
         """
         hash_N2 = self.hash(columns)
-        self._reserve(len(hash_N2))
-        return self._find(hash_N2)
+        starts = _run_starts(hash_N2)
+        if starts is None:
+            self._reserve(len(hash_N2))
+            return self._find(hash_N2)
+        self._reserve(len(starts))
+        return _repeated(self._find(hash_N2[starts]), starts, len(hash_N2))
 
     def hash(self, columns: Sequence[pa.Array]) -> NDArray[np.uint64]:
         """The 128-bit hash of each row's key as two words, shape [N, 2]; the same seed for every call."""
@@ -112,13 +119,33 @@ class GroupNumbers:
         hash_N2 = np.empty((len(column), 2), np.uint64)
         for start in range(0, len(column), _CHUNK):
             words_NW = _words(column.slice(start, _CHUNK))
-            spread, first, second = self._seeds[:, : words_NW.shape[1]]
-            # A zero word adds nothing, so that a key's hash does not depend on its neighbours' lengths.
-            mixed_NW = _mix(words_NW * spread)
             rows = slice(start, start + len(words_NW))
-            hash_N2[rows, 0] = (mixed_NW * first).sum(axis=1, dtype=np.uint64)
-            hash_N2[rows, 1] = (mixed_NW * second).sum(axis=1, dtype=np.uint64)
+            starts = _run_starts(words_NW)
+            if starts is None:
+                hash_N2[rows] = self._mixed(words_NW)
+            else:
+                hash_N2[rows] = _repeated(self._mixed(words_NW[starts]), starts, len(words_NW))
         return _mix(hash_N2)
+
+    def _mixed(self, words_NW: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        spread, first, second = self._seeds[:, : words_NW.shape[1]]
+        # A zero word adds nothing, so that a key's hash does not depend on its neighbours' lengths.
+        mixed_NW = _mix(words_NW * spread)
+        sums = [(mixed_NW * seeds).sum(axis=1, dtype=np.uint64) for seeds in (first, second)]
+        return np.stack(sums, axis=1)
+
+
+def _run_starts(key_NW: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """Where a key differs from the one before; None where a look at the first rows says that most do."""
+    if len(key_NW) < 2 * _LOOK or (key_NW[1:_LOOK] != key_NW[: _LOOK - 1]).any(axis=1).mean() > 0.5:
+        return None
+    changed_N = (key_NW[1:] != key_NW[:-1]).any(axis=1)
+    return np.concatenate([[0], np.flatnonzero(changed_N) + 1])
+
+
+def _repeated(values: NDArray[Any], starts: NDArray[np.int64], rows: int) -> NDArray[Any]:
+    """One value a run as one a row."""
+    return np.repeat(values, np.diff(starts, append=rows), axis=0)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -31,6 +31,8 @@ from drift_weights.outcomes import Outcomes, RowError
 
 BATCH = 1 << 16
 """Rows handled at a time."""
+LINES = 1 << 13
+"""Lines of which Python values are held at a time; more of them keep the garbage collector busy."""
 Advance = Callable[[int], None]
 
 
@@ -305,14 +307,15 @@ def whole_numbers(values: Sequence[Any], name: str) -> Any:
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, BATCH)):
+    while chunk := list(islice(rows, min(BATCH, LINES))):
         yield chunk
 
 
 def _refuse_other_fields(rows: Sequence[Row], first: set[str], names: tuple[str, ...]) -> None:
     """Every row has the fields that the first one has, of those that matter."""
     for number, row in enumerate(rows):
-        if first == row.keys() - {"weight"}:
+        keys = row.keys()
+        if keys == first or keys - {"weight"} == first:
             continue
         missing = [name for name in names if name not in row]
         if missing:
