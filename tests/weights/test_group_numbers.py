@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import drift_weights.group_numbers
-from drift_weights.group_numbers import GroupNumbers, _mix
+from drift_weights.group_numbers import GroupNumbers, _mix, _run_starts
 
 # Lengths around what is hashed in words of eight bytes, and around what is hashed one by one.
 LENGTHS = [0, 1, 7, 8, 9, 15, 16, 17, 24, 255, 256, 257, 300]
@@ -218,3 +218,46 @@ def test_rows_of_a_group_that_stand_together_are_numbered_like_any_others(
     apart = [int(together.number([pa.array([key])])[0]) for key in keys]
     assert code_N == apart
     assert len(together) == len(set(keys))
+
+
+def runs_of(keys: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    return [key for key, length in zip(keys, lengths, strict=True) for _ in range(length)]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=12))
+def test_groups_that_stand_together_are_the_groups_that_stand_apart(runs: list[tuple[str, int]]) -> None:
+    keys = runs_of([key for key, _ in runs], [length for _, length in runs])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift_weights.group_numbers, "_LOOK", 2)
+        numbers = GroupNumbers()
+        code_N = numbers.number([pa.array(keys), pa.array([key < "b" for key in keys])])
+        together = numbers.hash([pa.array(keys)])
+    assert code_N.dtype == np.int32
+    assert_one_number_a_key(code_N.tolist(), keys)
+    assert together.tolist() == [numbers.hash([pa.array([key])])[0].tolist() for key in keys]
+
+
+@pytest.mark.parametrize("rows", [511, 512, 513, 2000])
+def test_a_long_batch_in_runs_of_any_length(rows: int) -> None:
+    """The first key once, the last once, and one that comes back after others."""
+    lengths = [1, 7, 300, 2, 1, 60, 3]
+    keys = runs_of(["k", "a", "b", "a", "c", "b", "d"], lengths)
+    keys += [f"x{row // 9}" for row in range(rows - len(keys) - 1)] + ["k"]
+    assert len(keys) == rows
+    numbers = GroupNumbers()
+    code_N = numbers.number([pa.array(keys)]).tolist()
+    assert_one_number_a_key(code_N, keys)
+    assert numbers.number([pa.array(keys[::-1])]).tolist() == code_N[::-1]
+    singly = [numbers.number([pa.array([key])]).tolist()[0] for key in keys[:20] + keys[-20:]]
+    assert singly == code_N[:20] + code_N[-20:]
+
+
+def test_looking_for_runs_gives_up_where_most_keys_differ() -> None:
+    words = np.arange(2000, dtype=np.uint64)[:, None]
+    assert _run_starts(words) is None
+    assert _run_starts(words // 3) is not None
+    assert _run_starts(np.zeros((511, 1), np.uint64)) is None
+    assert np.asarray(_run_starts(np.zeros((512, 1), np.uint64))).tolist() == [0]
+    pairs = np.column_stack([words // 4, words // 6])
+    expected = [row for row in range(2000) if row % 4 == 0 or row % 6 == 0]
+    assert np.asarray(_run_starts(pairs)).tolist() == expected

@@ -44,8 +44,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file_lines(path), start=1):
             yield decode_line(path, number, line)
         return
-    for batch in parquet_batches(path, 1024):
-        yield from batch.to_pylist()
+    yield from parquet_rows(path)
 
 
 def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -103,9 +102,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         # Page by page, so that memory does not hold whole column chunks.
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-    except (pa.ArrowException, OSError) as error:
+        names = parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
-    twice = [name for name, count in Counter(parquet.schema_arrow.names).items() if count > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{path} has several columns {twice[0]!r}; rename them")
     return parquet
@@ -122,3 +122,19 @@ def parquet_batches(path: Path, rows: int, names: Sequence[str] | None = None) -
         yield from open_parquet(path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
+
+
+def parquet_rows(
+    path: Path, rows: int = 1024, names: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file as dicts, `rows` of them read at a time, and only the columns named.
+
+    Raises:
+        ValueError: a broken file, or text that is no UTF-8.
+    """
+    for batch in parquet_batches(path, rows, names):
+        try:
+            found = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} holds text that is no UTF-8: {error}") from error
+        yield from found

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 _Document = TypeVar("_Document")
+_AT_ONCE = 1 << 20
+"""Bytes checked at a time."""
 
 
 def json_document(path: Path, kind: type[_Document]) -> _Document:
@@ -22,8 +24,19 @@ def json_document(path: Path, kind: type[_Document]) -> _Document:
         if file.seek(0, 2) == 0:
             raise ValueError(f"{path} is empty")
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    _check_text(view, path)
     body = view[3:] if bytes(view[:3]) == codecs.BOM_UTF8 else view
     return _decoded(body, kind, str(path))
+
+
+def _check_text(view: memoryview, path: Path) -> None:
+    """The decoder does not check values that it skips."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(view), _AT_ONCE):
+            decoder.decode(view[start : start + _AT_ONCE], final=start + _AT_ONCE >= len(view))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8: {error.reason}") from error
 
 
 def json_object(raw: msgspec.Raw, place: str) -> dict[str, Any]:
@@ -40,9 +53,6 @@ def json_object(raw: msgspec.Raw, place: str) -> dict[str, Any]:
 
 def _decoded(data: Any, kind: type[_Document], place: str) -> _Document:
     try:
-        if not isinstance(data, memoryview):
-            # Skipped values are not checked by the decoder.
-            str(data, "utf-8")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(

@@ -25,7 +25,7 @@ from drift_weights.columns import (
     sample_values,
     solved_rows,
 )
-from drift_weights.files import decode_line, file_lines, open_parquet, parquet_batches
+from drift_weights.files import decode_line, file_lines, open_parquet, parquet_batches, parquet_rows
 from drift_weights.logs.reader import LogFormat, LogReader, Outcome, Row
 from drift_weights.outcomes import Outcomes, RowError
 
@@ -126,8 +126,7 @@ class OpenLog:
             for number, line in enumerate(file_lines(self.path), start=1):
                 yield decode_line(self.path, number, line)
         else:
-            for batch in parquet_batches(self.path, 1024):
-                yield from batch.to_pylist()
+            yield from parquet_rows(self.path)
 
     def _plain_batches(self) -> Iterator[Outcomes]:
         assert self.plain is not None
@@ -268,8 +267,7 @@ class OpenLog:
     def _parquet_rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
         names = open_parquet(self.path).schema_arrow.names
         present = [name for name in dict.fromkeys(fields) if name in names]
-        for batch in parquet_batches(self.path, max(BATCH // 16, 1), present):
-            yield from batch.to_pylist()
+        yield from parquet_rows(self.path, max(BATCH // 16, 1), present)
 
     def _decoded(self, fields: tuple[str, ...]) -> Iterator[Row]:
         """Lines of which only `fields` are made into Python values."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from drift_weights.columns import Columns, Plain
-from drift_weights.files import decode_line, file_lines, open_parquet, parquet_batches
+from drift_weights.files import decode_line, file_lines, open_parquet, parquet_rows
 from drift_weights.logs.documents import json_document
 from drift_weights.logs.formats import FORMATS
 from drift_weights.logs.opened import OpenLog, is_jsonl
@@ -71,8 +71,8 @@ def first_record(path: Path) -> Row:
         for line in file_lines(path):
             return decode_line(path, 1, line)
     elif path.suffix in (".parquet", ".pq"):
-        for batch in parquet_batches(path, 1):
-            return dict(batch.to_pylist()[0])
+        for row in parquet_rows(path, 1):
+            return row
     elif path.suffix == ".json":
         return _first_of_document(path)
     elif path.suffix == ".eval":
