@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drift_weights import group_composition, read_folder
-from drift_weights.outcomes import outcomes_of_weighted
+from drift_weights.outcomes import group_keys, outcomes_of_weighted
 from reweight_logs import gsm8k_trajectories, qwen_trajectories
 
 DATA = os.environ.get("DRIFT_DATA")
@@ -31,7 +31,7 @@ def test_known_composition(log, file, size, wrong, right, mixed, tmp_path: Path)
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     table, _ = read_folder(tmp_path / "weighted", "weighted")
     outcomes = outcomes_of_weighted(table)
-    found = group_composition(outcomes.solved_N, outcomes.group_N)
+    found = group_composition(outcomes.solved_N, group_keys(table))
     assert (found.all_wrong, found.all_correct, found.mixed) == (wrong, right, mixed)
     assert set(table.column("group_size").to_pylist()) == {size}
     for count in (wrong, right, mixed):

@@ -237,3 +237,22 @@ def test_a_sample_that_comes_again_in_a_later_batch_is_found() -> None:
     assert book.repeats.first_group() is None
     book.add(batch(found, sample=pa.array([1, 1])))
     assert book.repeats.first_group() == 1
+
+
+def test_tokens_are_known_only_where_every_batch_has_them() -> None:
+    def batch(tokens: bool) -> Outcomes:
+        one = np.ones(1, np.int64)
+        return Outcomes(
+            key_columns=(pa.array(["q"]),),
+            solved_N=np.array([True]),
+            length_N=one,
+            unique_N=one,
+            counted_N=one,
+            tokens_N=one if tokens else None,
+        )
+
+    for having in ([True, True], [True, False], [False, True], [False, False]):
+        ledger = Ledger()
+        for tokens in having:
+            ledger.add(batch(tokens))
+        assert ledger.has_tokens == all(having)

@@ -319,7 +319,7 @@ def test_no_warning_level_of_the_users_gets_in_the_way() -> None:
 
 
 def test_zero_is_one_group_whatever_its_sign() -> None:
-    for keys in ([0.0, -0.0], np.array([0.0, -0.0]), [(0.0,), (-0.0,)]):
+    for keys in ([0.0, -0.0], np.array([0.0, -0.0]), pa.array([0.0, -0.0]), [(0.0,), (-0.0,)]):
         assert group_codes(keys)[0].tolist() == [0, 0]
 
 

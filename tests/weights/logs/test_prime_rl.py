@@ -293,3 +293,9 @@ def test_a_score_that_is_no_number_is_refused(path: Path) -> None:
 def test_what_is_no_episode_is_refused_by_line(path: Path, broken: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"traces\.jsonl, line 2: "):
         rows(write(path, episode(trace()), broken))
+
+
+def test_a_score_beyond_every_number_is_refused_by_its_line(path: Path) -> None:
+    rewards = {"correct": {"score": 10**400, "weight": 1.0}}
+    with pytest.raises(ValueError, match=r"traces\.jsonl, line 1"):
+        read(write(path, episode(trace(rewards=rewards))))

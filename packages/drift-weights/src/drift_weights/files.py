@@ -120,7 +120,7 @@ def parquet_batches(path: Path, rows: int, names: Sequence[str] | None = None) -
     columns = None if names is None else list(names)
     try:
         yield from open_parquet(path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
 
 

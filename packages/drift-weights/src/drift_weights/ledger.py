@@ -127,7 +127,7 @@ class Ledger:
             self._solved_G = _add(self._solved_G, code_N[outcomes.solved_N], 1, self.groups)
         self.has_return = self.has_return or outcomes.return_N is not None
         self.has_weight = self.has_weight or outcomes.weight_N is not None
-        self.has_tokens = outcomes.tokens_N is not None
+        self.has_tokens = outcomes.tokens_N is not None and (self.has_tokens or not self.rows)
         if outcomes.unscored_N is not None:
             self._unscored.update(code_N[outcomes.unscored_N].tolist())
 

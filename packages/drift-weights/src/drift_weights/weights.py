@@ -244,6 +244,9 @@ def _arrow_codes(group_N: pa.Array) -> tuple[NDArray[np.int64], list[Hashable]]:
     row = pc.index(missing_N, True).as_py()
     if row >= 0:
         raise ValueError(f"row {row}: the group key is null")
+    if pa.types.is_floating(group_N.type):
+        # −0.0 + 0.0 is 0.0: equal numbers are one key.
+        group_N = pc.add(group_N, 0.0)
     encoded = group_N.dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 

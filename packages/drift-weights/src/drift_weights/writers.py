@@ -114,7 +114,11 @@ def write_parquet(source: Path, target: Path, batches: Iterable[Kept]) -> None:
     fields.append(pa.field("weight", pa.float64(), nullable=False))
     schema = pa.schema(fields, metadata=parquet.schema_arrow.metadata)
     take = _Taken(batches)
-    with pq.ParquetWriter(target, schema, compression=codecs_of(parquet)) as writer:
+    try:
+        codecs = codecs_of(parquet)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no readable Parquet file: {error}") from error
+    with pq.ParquetWriter(target, schema, compression=codecs) as writer:
         for batch in parquet_batches(source, batch_rows(parquet), names):
             keep_N, weight_N = take(batch.num_rows)
             columns = [batch.column(name) for name in names]

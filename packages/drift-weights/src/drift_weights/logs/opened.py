@@ -163,7 +163,7 @@ class OpenLog:
                 found.append(self._overruled(row, self.reader.outcome(row)))
             except KeyError as error:
                 raise RowError(len(found), f"no field {error}; it has {', '.join(row)}") from error
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise RowError(len(found), str(error)) from error
             self.has_weight = self.has_weight or "weight" in row
             if found[-1].note is not None:

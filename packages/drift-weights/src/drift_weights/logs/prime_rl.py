@@ -52,7 +52,7 @@ def _trajectories(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_rows(path), start=1):
         try:
             yield from _traces(line)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
