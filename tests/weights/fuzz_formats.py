@@ -161,7 +161,9 @@ def _read_tau(data: bytes) -> Iterator[Read]:
 
 
 def _read_inspect(data: bytes) -> Iterator[Read]:
-    samples = parsed(data.removeprefix(b"\xef\xbb\xbf"))["samples"]
+    log = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), parse_constant=_no_constant)
+    # Of the header nothing is read, so that a number out of range may stand in it.
+    samples = parsed(json.dumps(log["samples"]).encode())
     (name,) = samples[0]["scores"]
     for sample in samples:
         if not sample.get("scores"):
