@@ -150,3 +150,56 @@ def test_a_target_is_met_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     x = (-6 + (36 + 12) ** 0.5) / 6
     assert beta == pytest.approx(-1 / math.log(x), rel=2e-3)
     assert weighable(source, WeightConfig()).ledger.rows == 4
+
+
+def test_the_return_of_a_log_stays_its_own_however_often_it_is_weighed(tmp_path: Path) -> None:
+    rows = [{"q": "a", "score": score, "prompt": "p", "completion": "c"} for score in (0.2, 0.9)]
+    columns = Columns(group="q", return_column="score", threshold=0.5)
+    reweight_file(write(tmp_path / "log.jsonl", rows), tmp_path / "0", columns=columns, form="turns")
+    for number in range(3):
+        config = WeightConfig(beta=0.5 + number)
+        reweight_file(tmp_path / str(number), tmp_path / str(number + 1), config)
+    table, _ = read_folder(tmp_path / "3", "weighted")
+    assert table["weight"].to_pylist() == list(group_weights([0.2, 0.9], ["a", "a"], beta=2.5))
+
+
+def test_groups_left_out_for_an_unscored_row_are_listed_by_key(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "3 + 4?"}]
+    rows = [
+        {"example_id": f"q{n % 3}", "prompt": asked, "completion": "7", "reward": 1.0, "answer": "7"}
+        | {"error": "timeout" if n in (1, 5) else None}
+        for n in range(6)
+    ]
+    source = write(tmp_path / "results.jsonl", rows)
+    reweight_file(source, tmp_path / "t", form="turns")
+    table, manifest = read_folder(tmp_path / "t", "weighted")
+    policy = table["policy"][0].as_py()
+    left = [{"prompt_id": name, "round": 0, "policy": policy} for name in ("q1", "q2")]
+    assert manifest["omitted_groups"] == left
+    assert set(table["prompt_id"].to_pylist()) == {"q0"}
+    reweight_file(tmp_path / "t", tmp_path / "again", WeightConfig(beta=1.0))
+    assert read_folder(tmp_path / "again", "weighted")[1]["omitted_groups"] == left
+    reweight_file(source, tmp_path / "o.jsonl")
+    assert json.loads((tmp_path / "o.jsonl.drift.json").read_text())["omitted_group_count"] == 2
+
+
+def test_a_training_step_is_a_round(tmp_path: Path) -> None:
+    rows = [
+        {"input": "3 + 4?", "output": str(n), "gts": "7", "score": float(n == 7), "step": step}
+        for step in (12, 13)
+        for n in (7, 8)
+    ]
+    reweight_file(write(tmp_path / "12.jsonl", rows), tmp_path / "t", form="turns")
+    table, _ = read_folder(tmp_path / "t", "weighted")
+    assert table["round"].to_pylist() == [12, 12, 13, 13]
+    assert len(set(table["prompt_id"].to_pylist())) == 1
+    assert table["group_size"].to_pylist() == [2] * 4
+
+
+def test_where_some_rows_have_no_number_every_row_is_numbered_by_its_place(tmp_path: Path) -> None:
+    rows = [
+        row | {"prompt_id": "q", "sample": sample} for row, sample in zip(CHAT, (1, None, 5), strict=True)
+    ]
+    reweight_file(write(tmp_path / "chat.jsonl", rows), tmp_path / "t", WeightConfig(lam=0.0), form="turns")
+    table, _ = read_folder(tmp_path / "t", "weighted")
+    assert table["sample"].to_pylist() == [0, 1, 2]

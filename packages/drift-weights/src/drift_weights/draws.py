@@ -85,6 +85,7 @@ class Draw:
             RowError: a group holds a sample twice.
             ValueError: no row is drawn at all.
         """
+        # Closed with the array.
         drawn = np.memmap(TemporaryFile(), _DRAW, mode="w+", shape=max(self.rows, 1))  # noqa: SIM115
         for file in self._files:
             file.seek(0)

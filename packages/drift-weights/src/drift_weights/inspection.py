@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -179,8 +179,7 @@ def grid(
     config: WeightConfig, betas: Iterable[float], gammas: Iterable[float], lams: Iterable[float]
 ) -> list[WeightConfig]:
     """One configuration for each combination of β, γ and λ, otherwise like `config`."""
-    kept = {"malformed": config.malformed, "all_wrong": config.all_wrong, "group_size": config.group_size}
-    return [WeightConfig(beta=b, gamma=g, lam=la, **kept) for b, g, la in product(betas, gammas, lams)]  # type: ignore[arg-type]
+    return [replace(config, beta=b, gamma=g, lam=la) for b, g, la in product(betas, gammas, lams)]
 
 
 def beta_for_ess(ledger: Ledger, target: float, config: WeightConfig) -> float:

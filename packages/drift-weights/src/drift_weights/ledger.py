@@ -11,6 +11,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from drift_weights.arrays import to_arrow, to_numpy
@@ -71,6 +72,8 @@ class Ledger:
         self.rows = 0
         self.numbers = GroupNumbers()
         self.knows_solved = True
+        self.numbered = True
+        """Whether every row has a whole number of its own within its group."""
         self.has_return = self.has_weight = self.has_tokens = False
         self.repeats = Repeats()
         self._solved_G = np.zeros(0, np.int32)
@@ -115,6 +118,9 @@ class Ledger:
         for values in written.values():
             self._file.write(np.ascontiguousarray(values).tobytes())
         self._layout.append((len(outcomes), tuple(written)))
+        sample = outcomes.sample
+        whole = sample is not None and sample.type == pa.int64() and not sample.null_count
+        self.numbered = self.numbered and whole
         if outcomes.sample is not None:
             self.repeats.add(code_N, outcomes.sample, self.rows, self.groups)
         self.rows += len(outcomes)

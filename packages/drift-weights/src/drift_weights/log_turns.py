@@ -24,12 +24,20 @@ _SHORT = 128
 """Characters up to which a group key is a `prompt_id` as it stands."""
 
 
-def log_turns(log: OpenLog, weighing: Weighing, batches: Iterable[WeighedBatch]) -> Iterator[pa.Table]:
+def log_turns(
+    log: OpenLog,
+    weighing: Weighing,
+    batches: Iterable[WeighedBatch],
+    omitted: dict[int, dict[str, Any]],
+) -> Iterator[pa.Table]:
     """WEIGHTED rows of a log, in its order, without those that are left out.
 
     `prompt_id` is the log's own group key where it is one short string, else its sha256; `round` and
     `policy` are the log's where it names them, else 0 and a name made of the file's hash; `sample` is
-    the log's where it is a number, else the row's place within its group.
+    the log's where it is a whole number in every row, else the row's place within its group.
+
+    Args:
+        omitted: gets the key of each group that is left out for an unscored row, by its number.
 
     Raises:
         ValueError: a log that does not say which rows are right, or a row without a terminal turn.
@@ -43,7 +51,7 @@ def log_turns(log: OpenLog, weighing: Weighing, batches: Iterable[WeighedBatch])
     policy = f"log-{file_sha256(log.path)[:16]}"
     count_G = np.zeros(weighing.ledger.groups, np.int64)
     for batch, outcomes in zip(batches, log.outcomes(), strict=True):
-        facts = _facts(log, weighing, batch, outcomes, count_G, policy)
+        facts = _facts(log, weighing, batch, outcomes, count_G, policy, omitted)
         while chunk := list(islice(zip(facts, rows, strict=False), _AT_ONCE)):
             found = [fact | _text(log, number, row) for (number, fact), row in chunk if fact is not None]
             if found:
@@ -57,18 +65,22 @@ def _facts(
     outcomes: Outcomes,
     count_G: NDArray[np.int64],
     policy: str,
+    omitted: dict[int, dict[str, Any]],
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Each row's number with all but its text; None for a row that is left out."""
     columns = [column.to_pylist() for column in outcomes.key_columns]
-    samples = [None] * len(outcomes) if outcomes.sample is None else outcomes.sample.to_pylist()
+    own = outcomes.sample.to_pylist() if weighing.ledger.numbered and outcomes.sample is not None else None
+    unscored_G = weighing.ledger.omitted_G()
     penalty_N = np.zeros(len(outcomes)) if outcomes.penalty_N is None else outcomes.penalty_N
     solved_N = batch.entry.solved_N
     for row, key in enumerate(zip(*columns, strict=True)):
         code = int(batch.entry.code_N[row])
-        sample = samples[row] if isinstance(samples[row], int) else int(count_G[code])
+        sample = int(count_G[code]) if own is None else own[row]
         count_G[code] += 1
         number = batch.entry.first_row + row
         if batch.keep_N is not None and not batch.keep_N[row]:
+            if unscored_G[code] and code not in omitted:
+                omitted[code] = _named_key(log, key, policy)
             yield number, None
             continue
         yield (

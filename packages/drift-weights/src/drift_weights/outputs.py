@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 
 from drift_weights.arrays import to_arrow
@@ -17,8 +18,8 @@ from drift_weights.folder import MANIFEST, FolderWriter, file_sha256, refuse_exi
 from drift_weights.inspection import Inspection, Tally, inspect_ledger, inspection
 from drift_weights.log_turns import log_turns
 from drift_weights.logs import OpenLog
-from drift_weights.outcomes import RowError, outcomes_of_trajectories
-from drift_weights.reweighting import omitted_groups, weighted_batch
+from drift_weights.outcomes import GROUP_KEY, RowError, outcomes_of_trajectories
+from drift_weights.reweighting import weighted_batch
 from drift_weights.selections import Selection, select_some
 from drift_weights.sources import (
     Advance,
@@ -172,7 +173,7 @@ def _write_file(
             )
     else:
         facts["source"] = _origin(found.source)
-    facts["omitted_groups"] = found.ledger.unscored
+    facts["omitted_group_count"] = found.ledger.unscored
     with whole_file(output) as scratch:
         if form == "side":
             write_side(scratch, kept)
@@ -206,11 +207,14 @@ def _write_turns(
     overwrite: bool,
 ) -> None:
     facts: dict[str, Any] = {"weighting": asdict(found.config), "selection": selection}
-    omitted: list[dict[str, Any]] = []
+    omitted: dict[int, dict[str, Any]] = {}
     if isinstance(found.source, OpenLog):
         facts |= log_facts(found.source, found.config)
-        tables = log_turns(found.source, weighing, batches)
+        tables = log_turns(found.source, weighing, batches, omitted)
     elif isinstance(found.source, WeightedSource):
+        # What the rows were made of before stays true of them.
+        carried = ("columns", "format_of_log", "omitted_groups")
+        facts |= {name: found.source.manifest[name] for name in carried if name in found.source.manifest}
         facts["source"] = _origin(found.source)
         tables = _weighed_again(found.source, batches)
     else:
@@ -225,14 +229,16 @@ def _write_turns(
                 folder.write(kept)
         if not folder.rows:
             raise ValueError(f"selection {selection!r} keeps none of {rows} rows")
-        folder.finish(facts | {"omitted_groups": sorted(omitted, key=lambda group: tuple(group.values()))})
+        listed = [{name: group[name] for name in GROUP_KEY} for group in omitted.values()]
+        listed.sort(key=lambda group: tuple(group.values()))
+        folder.finish({"omitted_groups": listed} | facts)
 
 
 def _turns(
     source: TrajectorySource,
     weighing: Weighing,
     batches: Iterable[WeighedBatch],
-    omitted: list[dict[str, Any]],
+    omitted: dict[int, dict[str, Any]],
 ) -> Iterator[pa.Table]:
     unscored_G = weighing.ledger.omitted_G()
     for table, batch in zip(source.tables(), batches, strict=True):
@@ -240,9 +246,9 @@ def _turns(
         code_N = batch.entry.code_N
         size_N = weighing.ledger.size_G[code_N]
         turns = weighted_batch(table, outcomes, batch.return_N, batch.weight_N, size_N)
-        for group in omitted_groups(table.filter(to_arrow(unscored_G[code_N]))):
-            if group not in omitted:
-                omitted.append(group)
+        for row in np.flatnonzero(unscored_G[code_N]).tolist():
+            if code_N[row] not in omitted:
+                omitted[int(code_N[row])] = table.select(GROUP_KEY).slice(row, 1).to_pylist()[0]
         yield turns if batch.keep_N is None else turns.filter(to_arrow(batch.keep_N))
 
 

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from drift_weights.arrays import to_arrow
 from drift_weights.columns import Columns
 from drift_weights.draws import Draw
-from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, file_format, file_lines, open_parquet
+from drift_weights.files import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    file_format,
+    file_lines,
+    open_parquet,
+    parquet_batches,
+)
 from drift_weights.folder import (
     FolderWriter,
     file_sha256,
@@ -31,6 +38,7 @@ from drift_weights.folder import (
 )
 from drift_weights.json_bytes import put_value
 from drift_weights.logs import OpenLog, open_log
+from drift_weights.logs.opened import BATCH
 from drift_weights.outcomes import GROUP_KEY, RowError
 from drift_weights.outputs import side_file
 from drift_weights.schema import WEIGHTED, check
@@ -131,7 +139,7 @@ def _resample_folder(
 
 def _narrow_tables(files: Iterable[Path]) -> Iterator[pa.Table]:
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=_NARROW.names):
+        for batch in parquet_batches(file, BATCH, _NARROW.names):
             yield check(pa.Table.from_batches([batch]), _NARROW, source=str(file))
 
 
@@ -241,7 +249,7 @@ def _copy_rows(source: Path, target: Path, count_N: NDArray[np.int32], advance: 
     schema = parquet.schema_arrow
     with pq.ParquetWriter(target, schema, compression=codecs_of(parquet)) as writer:
         first = 0
-        for batch in parquet.iter_batches(batch_size=batch_rows(parquet)):
+        for batch in parquet_batches(source, batch_rows(parquet)):
             count = count_N[first : first + batch.num_rows]
             copies = batch.take(to_arrow(np.repeat(np.arange(batch.num_rows), count)))
             place = schema.get_field_index("weight")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from drift_weights.checking import check_trajectories
 from drift_weights.columns import Columns
-from drift_weights.files import open_parquet
+from drift_weights.files import open_parquet, parquet_batches
 from drift_weights.folder import MANIFEST, file_sha256, folder_shards, is_folder, read_manifest
 from drift_weights.ledger import Ledger
 from drift_weights.logs import OpenLog, open_log
@@ -201,7 +200,7 @@ def log_facts(log: OpenLog, config: WeightConfig) -> dict[str, Any]:
 def _tables(files: list[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
     for file in files:
         first = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=TABLE_ROWS):
+        for batch in parquet_batches(file, TABLE_ROWS):
             yield file, first, pa.Table.from_batches([batch])
             first += batch.num_rows
 

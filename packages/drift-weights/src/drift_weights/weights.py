@@ -315,6 +315,12 @@ def _hashed(key: Any) -> Any:
 
 
 def systematic(weight_K: NDArray[np.float64], offset: int) -> list[int]:
+    """The counts of one group's rows, in the order given: ⌊C_i + u⌋ − ⌊C_{i−1} + u⌋ (see `resample`).
+
+    Args:
+        weight_K: w ≥ 0 of the group.
+        offset: u as `offset_of` gives it.
+    """
     one = 1 << _BITS
     fixed = [_fixed_point(weight) for weight in weight_K.tolist()]
     residue = len(fixed) * one - sum(fixed)

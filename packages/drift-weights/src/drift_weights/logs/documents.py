@@ -5,17 +5,18 @@ from __future__ import annotations
 import codecs
 import mmap
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-_Document = TypeVar("_Document")
 _AT_ONCE = 1 << 20
 """Bytes checked at a time."""
 
 
-def json_document(path: Path, kind: type[_Document]) -> _Document:
-    """A file that is one JSON value, mapped rather than read; `msgspec.Raw` parts stay bytes of the file.
+def json_document(path: Path, kind: Any) -> Any:
+    """A file that is one JSON value of the type `kind`, mapped rather than read.
+
+    Parts that `kind` says are `msgspec.Raw` stay bytes of the file.
 
     Raises:
         ValueError: an empty file, or no JSON of this shape.
@@ -51,7 +52,7 @@ def json_object(raw: msgspec.Raw, place: str) -> dict[str, Any]:
     return value
 
 
-def _decoded(data: Any, kind: type[_Document], place: str) -> _Document:
+def _decoded(data: Any, kind: Any, place: str) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -58,10 +58,10 @@ class OpenLog:
 
     @property
     def key_names(self) -> tuple[str, ...] | None:
-        """The fields that make the group key, part by part; None where a format puts it together."""
+        """What the parts of the group key are called; None where they have no names."""
         if self.columns.group is not None or self.format.name in ("chat", "table"):
             return self.columns.groups(self.present)
-        return None
+        return self.reader.key
 
     @property
     def took(self) -> dict[str, str]:
@@ -271,6 +271,7 @@ class OpenLog:
 
     def _decoded(self, fields: tuple[str, ...]) -> Iterator[Row]:
         """Lines of which only `fields` are made into Python values."""
+        # mypy wants the fields of a TypedDict spelled out; these are the user's.
         kind = TypedDict("Row", dict.fromkeys(fields, Any), total=False)  # type: ignore[misc]
         decode = msgspec.json.Decoder(kind).decode
         for number, line in enumerate(file_lines(self.path), start=1):
@@ -281,10 +282,9 @@ class OpenLog:
                     str(text, "utf-8")
                 yield decode(text)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                # Says what is wrong; where the line is well but its number is not, it raises as well.
-                yield {
-                    name: v for name, v in decode_line(self.path, number, line).items() if name in fields
-                }
+                # Decoded once more, as a whole, it says what is wrong.
+                decode_line(self.path, number, line)
+                raise
 
 
 def is_jsonl(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -84,7 +83,7 @@ def first_record(path: Path) -> Row:
 
 def _first_of_document(path: Path) -> Row:
     try:
-        found: Any = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])  # type: ignore[arg-type]
+        found = json_document(path, list[msgspec.Raw] | dict[str, msgspec.Raw])
         record = msgspec.json.decode(found[0]) if isinstance(found, list) and found else found
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}; write or fetch it again") from error

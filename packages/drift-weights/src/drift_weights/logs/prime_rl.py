@@ -214,6 +214,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
         fields=("id", "task_key", "agent_name", "env_name", "step", "agent", "nodes", "rewards"),
         outcome=outcome,
         dialogue=_dialogue,
+        key=("task", "agent", "env", "round") if stepped else ("task", "agent", "env"),
         took={
             "prompt": "the path of nodes to the last sampled one",
             "turns": "the sampled nodes on that path",

@@ -60,6 +60,8 @@ class LogReader:
     """Reads a whole row; raises ValueError likewise."""
     took: Mapping[str, str]
     """For people: what was taken for `prompt`, `turns`, `verdict`, `group` and `reward`."""
+    key: tuple[str, ...] | None = None
+    """Names for the parts of a group that is a tuple: `round` and `policy` are the contract's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,13 +66,14 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             *([reward] if reward in row else []),
             *(["completion"] if counting else []),
         ),
+        key=("round", "prompt"),
         outcome=outcome,
         dialogue=_dialogue,
         took={
             "prompt": "prompt, as one user message" if isinstance(row["prompt"], str) else "prompt",
             "turns": "one: completion" if textual else "assistant messages of completion",
             "verdict": reward,
-            "group": "step and prompt: the policy changes with each step",
+            "group": "step and prompt: the policy changes with each step, so a step is a round",
             "reward": reward,
         },
     )

@@ -33,6 +33,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
     reward = columns.correct or columns.return_column or _only_reward(row)
     return LogReader(
         fields=tuple(dict.fromkeys(("input", "step", *([reward] if reward in row else [])))),
+        key=("round", "prompt"),
         outcome=lambda row: Outcome(
             group=(row["step"], prompt_key(row["input"], "input")), reward=row.get(reward)
         ),
@@ -41,7 +42,7 @@ def _bind(row: Row, columns: Columns, malformed: Malformed) -> LogReader:
             "prompt": "input, as one user message",
             "turns": "one: output",
             "verdict": reward,
-            "group": "step and input: the policy changes with each step",
+            "group": "step and input: the policy changes with each step, so a step is a round",
             "reward": reward,
         },
     )
