@@ -22,7 +22,7 @@ import sys
 from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -35,7 +35,7 @@ from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 
 from drift_weights import Columns, WeightConfig, trajectory_return
-from drift_weights.cli import option_words, refuse
+from drift_weights.cli import option_words, refuse, settings
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, open_parquet
 from drift_weights.folder import (
     MANIFEST,
@@ -105,8 +105,7 @@ def main() -> None:
     parser.add_argument("--overwrite", type=bool, default=False)
     try:
         given = vars(parser.parse_args(option_words(sys.argv[1:], flags={"overwrite"})))
-        config = WeightConfig(**{field.name: given.pop(field.name) for field in fields(WeightConfig)})
-        columns = Columns(**{field.name: given.pop(field.name) for field in fields(Columns)})
+        config, columns = settings(WeightConfig, given), settings(Columns, given)
         refuse_existing(given["output"], overwrite=given["overwrite"])
         address = os.environ.get("RAY_ADDRESS", "local")
         with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, replace
+from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from drift_weights.columns import Columns
-from drift_weights.commands import export, resample
+from drift_weights.export import ExportForm, export_file
 from drift_weights.histogram import write_histogram
 from drift_weights.inspection import beta_for_ess, grid, inspect_ledger
 from drift_weights.outputs import Form, reweight_file
-from drift_weights.returns import GAMMA, LAM
+from drift_weights.resampling import resample_file
 from drift_weights.selections import Selection
 from drift_weights.sources import WeightedSource, weighable
-from drift_weights.tables import print_inspection, print_notes
-from drift_weights.types import Malformed
-from drift_weights.weighing import AllWrong, WeightConfig
-from drift_weights.weights import BETA
+from drift_weights.tables import print_inspection, print_notes, progress
+from drift_weights.weighing import WeightConfig
 
+Settings = TypeVar("Settings", WeightConfig, Columns)
+_ABOUT = "Turn logs of multi-turn correction into importance-weighted terminal turns."
 _FORMS = {
     "turns": "weighted terminal turns",
     "log": "the log with a weight in each row",
@@ -39,13 +38,8 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
         words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
-        commands: dict[str, Any] = {
-            "reweight": reweight,
-            "inspect": inspect,
-            "resample": resample,
-            "export": export,
-        }
-        auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
+        given = _parser().parse_args(words)
+        _run(given.subcommand, vars(given[given.subcommand]))
     except (ValueError, OSError, ImportError, ArgumentError) as error:
         refuse(error)
 
@@ -71,29 +65,53 @@ def option_words(args: Sequence[str], *, flags: Collection[str] = ()) -> list[st
     return words
 
 
+def settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    """Take a configuration's fields out of what was given on the command line.
+
+    Raises:
+        ValueError: a value that the configuration refuses.
+    """
+    names = [field.name for field in fields(kind) if field.name in given]
+    return kind(**{name: given.pop(name) for name in names})
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="drift-weights", description=_ABOUT, exit_on_error=False)
+    commands = parser.add_subcommands()
+    for name, function in COMMANDS.items():
+        taken: set[str | int] = set(signature(function).parameters)
+        says = str(function.__doc__).partition("\n")[0]
+        command = ArgumentParser(description=says, exit_on_error=False)
+        command.add_argument("--config", action="config", help="a YAML file with any of these options")
+        command.add_function_arguments(function, as_positional=True, skip=taken & SETTINGS.keys())
+        for setting in SETTINGS.keys() & taken:
+            # What a command has of its own, such as a list of β, stands in place of the setting's.
+            command.add_class_arguments(SETTINGS[setting], skip=taken & _names(SETTINGS[setting]))
+        commands.add_subcommand(name, command, help=says)
+    return parser
+
+
+def _names(kind: type) -> set[str | int]:
+    return {field.name for field in fields(kind)}
+
+
+def _run(name: str, given: dict[str, Any]) -> None:
+    function = COMMANDS[name]
+    parameters = signature(function).parameters
+    own = {option: given.pop(option) for option in parameters if option in given}
+    made = {setting: settings(SETTINGS[setting], given) for setting in SETTINGS if setting in parameters}
+    function(**own, **made)
+
+
 def reweight(
     input: Path,
     output: Path,
+    weighting: WeightConfig,
+    columns: Columns,
     *,
-    beta: float = BETA,
-    gamma: float = GAMMA,
-    lam: float = LAM,
-    malformed: Malformed = "count",
-    all_wrong: AllWrong = "keep",
-    group_size: int | None = None,
     selection: Selection = "drift",
     form: Form | None = None,
     format: str | None = None,
-    group: str | list[str] | None = None,
-    correct: str | None = None,
-    length: str | None = None,
-    unique: str | None = None,
-    return_column: str | None = None,
-    threshold: float | None = None,
-    answers: Literal["responses"] | None = None,
-    messages: str = "messages",
-    prompt: str = "prompt",
-    completion: str = "completion",
     overwrite: bool = False,
 ) -> None:
     """Turn trajectories into weighted terminal turns, or give each row of any log its weight.
@@ -101,47 +119,16 @@ def reweight(
     Args:
         input: a trajectories or weighted folder, or a log in any known format.
         output: a folder for turns, a file of the input's format for a log, a .parquet for a side file.
-        beta: KL strength, above 0 (eq. 13).
-        gamma: discount a turn, in (0, 1] (eq. 12).
-        lam: repetition penalty, not negative (eq. 12).
-        malformed: count a malformed answer as a value of its own, or skip it.
-        all_wrong: keep or drop groups without a success.
-        group_size: the declared K; groups of another size are refused. A rollout declares its own.
         selection: drift, or a baseline: sft-5turn, star-2turn, rft (of terminal turns).
         form: log (the same log with a weight), turns (a folder of terminal turns) or side (row and weight).
         format: of a log, where it is not to be recognised.
-        group: column or "[columns]" of a row's group, in place of the format's own.
-        correct: column with 0 or 1.
-        length: column with the number of turns.
-        unique: column with the number of distinct answers.
-        return_column: column that holds the return itself.
-        threshold: from here on a value of `correct` is a success.
-        answers: responses takes the responses as answers where a log of several turns has none.
-        messages: column with the messages of a chat log.
-        prompt: column with the prompt of a chat log.
-        completion: column with the completion of a chat log.
         overwrite: replace the output, and a weight column that is not ours.
     """
-    config = WeightConfig(
-        beta=beta, gamma=gamma, lam=lam, malformed=malformed, all_wrong=all_wrong, group_size=group_size
-    )
-    columns = Columns(
-        group=tuple(group) if isinstance(group, list) else group,
-        correct=correct,
-        length=length,
-        unique=unique,
-        return_column=return_column,
-        threshold=threshold,
-        answers=answers,
-        messages=messages,
-        prompt=prompt,
-        completion=completion,
-    )
     with progress("rows read and written") as advance:
         written = reweight_file(
             input,
             output,
-            config,
+            weighting,
             columns,
             selection,
             form=form,
@@ -157,25 +144,14 @@ def reweight(
 
 def inspect(
     input: Path,
+    weighting: WeightConfig,
+    columns: Columns,
     *,
     beta: float | list[float] | None = None,
     gamma: float | list[float] | None = None,
     lam: float | list[float] | None = None,
     target_ess: float | None = None,
-    malformed: Malformed = "count",
-    all_wrong: AllWrong = "keep",
-    group_size: int | None = None,
     format: str | None = None,
-    group: str | list[str] | None = None,
-    correct: str | None = None,
-    length: str | None = None,
-    unique: str | None = None,
-    return_column: str | None = None,
-    threshold: float | None = None,
-    answers: Literal["responses"] | None = None,
-    messages: str = "messages",
-    prompt: str = "prompt",
-    completion: str = "completion",
     plot: Path | None = None,
 ) -> None:
     """Print what was recognised, group composition, effective sample size and weights, under any β, γ, λ.
@@ -186,38 +162,12 @@ def inspect(
         gamma: one value or a list; a weighted folder's own, or 0.9.
         lam: one value or a list; a weighted folder's own, or 0.5.
         target_ess: look for the beta at which a group is worth so many equally weighted rows.
-        malformed: count a malformed answer as a value of its own, or skip it.
-        all_wrong: keep or drop groups without a success.
-        group_size: the declared K; groups of another size are refused. A rollout declares its own.
         format: of a log, where it is not to be recognised.
-        group: column or "[columns]" of a row's group, in place of the format's own.
-        correct: column with 0 or 1.
-        length: column with the number of turns.
-        unique: column with the number of distinct answers.
-        return_column: column that holds the return itself; γ and λ then change nothing.
-        threshold: from here on a value of `correct` is a success.
-        answers: responses takes the responses as answers where a log of several turns has none.
-        messages: column with the messages of a chat log.
-        prompt: column with the prompt of a chat log.
-        completion: column with the completion of a chat log.
         plot: write the histogram as a picture, too (needs drift-weights[plot]).
     """
-    columns = Columns(
-        group=tuple(group) if isinstance(group, list) else group,
-        correct=correct,
-        length=length,
-        unique=unique,
-        return_column=return_column,
-        threshold=threshold,
-        answers=answers,
-        messages=messages,
-        prompt=prompt,
-        completion=completion,
-    )
-    asked = WeightConfig(
-        malformed=malformed, all_wrong=all_wrong, group_size=group_size, lam=0.0 if lam == 0 else LAM
-    )
-    untouched = (beta, gamma, lam, target_ess, group_size) == (None,) * 5 and asked == WeightConfig()
+    untouched = (beta, gamma, lam, target_ess) == (None,) * 4 and weighting == WeightConfig()
+    # A log of several turns without answers can be read only where the penalty plays no part.
+    asked = replace(weighting, lam=0.0) if lam == 0 else weighting
     with progress("rows read") as advance:
         found = weighable(input, asked, columns, format=format, advance=advance)
     stored = isinstance(found.source, WeightedSource) and untouched
@@ -249,28 +199,61 @@ def _refuse_selection(source: WeightedSource, stored: bool) -> None:
         )
 
 
-@contextmanager
-def progress(doing: str) -> Iterator[Callable[[int], None]]:
-    """Rows and rows a second on standard error while the block runs; quiet when that is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.completed:,} " + doing),
-        TextColumn("{task.fields[speed]}"),
+def resample(input: Path, output: Path, *, seed: int, epoch: int = 0, overwrite: bool = False) -> None:
+    """Write each row as often as its weight says, by chance for the fraction, for trainers without weights.
+
+    Args:
+        input: a weighted folder, or a .jsonl or .parquet log that reweight wrote.
+        output: a folder for a folder, a file of the input's format for a log.
+        seed: of the draw; the same seed draws the same rows.
+        epoch: a new epoch is a new draw.
+        overwrite: replace the output.
+    """
+    with progress("rows read and drawn") as advance:
+        drawn = resample_file(input, output, seed=seed, epoch=epoch, overwrite=overwrite, advance=advance)
+    sys.stdout.write(
+        f"wrote {output}\n{drawn.drawn} rows drawn from {drawn.rows} in {drawn.groups} groups, each of "
+        f"weight 1 (seed {seed}, epoch {epoch})\n"
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(doing, total=None, speed="")
 
-        def advance(rows: int) -> None:
-            bar.advance(task, rows)
-            done = bar.tasks[0]
-            speed = done.completed / done.elapsed if done.elapsed else 0.0
-            bar.update(task, speed=f"{speed:,.0f} rows/s")
 
-        yield advance
+def export(input: Path, output: Path, *, to: ExportForm, overwrite: bool = False) -> None:
+    """Write weighted terminal turns in a form that other trainers read.
+
+    Args:
+        input: a weighted folder.
+        output: a .jsonl or .parquet file.
+        to: trl (prompt, completion, weight) or messages (a chat with its weight beside it).
+        overwrite: replace the output.
+    """
+    with progress("rows written") as advance:
+        written = export_file(input, output, to=to, overwrite=overwrite, advance=advance)
+    sys.stdout.write(f"wrote {output}\n{written.rows} rows\n")
+    if to == "trl":
+        sys.stdout.write("Note: stock TRL drops the column weight without a word; see docs/trl.md.\n")
+    elif written.earlier:
+        sys.stdout.write(
+            f"Note: {written.earlier} rows have earlier responses, marked with a weight of 0; a trainer "
+            "that does not know the mark learns them, too.\n"
+        )
+    if written.cut:
+        sys.stdout.write(
+            f"Note: {written.cut} completions were cut by the token limit; a chat template ends them all "
+            "the same.\n"
+        )
 
 
 def _list(value: float | list[float] | None, default: float) -> list[float]:
     if value is None:
         return [default]
     return value if isinstance(value, list) else [value]
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "reweight": reweight,
+    "inspect": inspect,
+    "resample": resample,
+    "export": export,
+}
+SETTINGS: dict[str, type] = {"weighting": WeightConfig, "columns": Columns}
+"""Parameters of the commands whose fields are options of their own."""

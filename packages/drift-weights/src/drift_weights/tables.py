@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, Setting
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int], None]]:
+    """Rows and rows a second on standard error while the block runs; quiet when that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed:,} " + doing),
+        TextColumn("{task.fields[speed]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=None, speed="")
+
+        def advance(rows: int) -> None:
+            bar.advance(task, rows)
+            done = bar.tasks[0]
+            speed = done.completed / done.elapsed if done.elapsed else 0.0
+            bar.update(task, speed=f"{speed:,.0f} rows/s")
+
+        yield advance
 
 
 def print_notes(console: Console, took: Mapping[str, str], remarks: Sequence[str]) -> None:
