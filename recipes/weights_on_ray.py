@@ -37,17 +37,10 @@ from numpy.typing import NDArray
 from drift_weights import Columns, WeightConfig, trajectory_return
 from drift_weights.cli import option_words, refuse, settings
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, open_parquet
-from drift_weights.folder import (
-    MANIFEST,
-    file_sha256,
-    is_folder,
-    read_manifest,
-    refuse_existing,
-    swap_folder,
-    write_json,
-)
+from drift_weights.folder import file_sha256, is_folder, refuse_existing, swap_folder, write_json
 from drift_weights.group_numbers import GroupNumbers
 from drift_weights.logs import OpenLog
+from drift_weights.manifest import MANIFEST, read_manifest
 from drift_weights.outcomes import Outcomes, RowError, check_outcomes
 from drift_weights.reweighting import ledger_of
 from drift_weights.sources import TrajectorySource, WeightedSource, open_source, with_declared_size

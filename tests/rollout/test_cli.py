@@ -119,7 +119,7 @@ def test_the_manifest_says_what_was_sampled(problems: Path, model: Path, tmp_pat
     _, manifest = read_folder(tmp_path / "run" / "trajectories", "trajectories")
     digest = hashlib.sha256(problems.read_bytes()).hexdigest()
     assert manifest["origin"] == {
-        "model": str(model),
+        "model": model.name,
         "revision": None,
         "problems": {"name": "problems.jsonl", "sha256": digest},
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift_weights import group_weights, read_folder, to_table, trajectory_return, write_folder
-from drift_weights.cli import main
+from drift_weights.cli import COMMANDS, main
 from rows import LOG, trajectory
 
 LINES = [
@@ -162,7 +163,16 @@ def test_selections_are_recorded(folder: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "folder without drift.json" in fail(capsys, "inspect", tmp_path)
-    assert "is no file" in fail(capsys, "inspect", tmp_path / "nowhere.jsonl")
+    assert "nowhere.jsonl does not exist\n" in fail(capsys, "inspect", tmp_path / "nowhere.jsonl")
+    assert "pin it with a revision" in fail(capsys, "inspect", Path("org/name"))
+
+
+def test_every_option_of_every_command_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert not re.findall(r"--\w+ (?:[A-Z_]+|\{[^}]*\}) \((?:required, )?type", said), command
 
 
 def test_inspect_shows_composition_and_sweeps(

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +77,9 @@ def test_bad_input_names_row_or_group(weight_N: list[float], message: str) -> No
     group_N: Any = ["g0", "g1"]
     with pytest.raises(ValueError, match=message):
         effective_sample_size(np.array(weight_N), group_N)
+
+
+def test_keys_of_a_column_of_numbers_come_back_as_they_are() -> None:
+    keys, ess_G = effective_sample_size([1, 3, 1], pa.array([0.5, -0.0, 0.0]))
+    assert keys == [0.5, 0.0]
+    np.testing.assert_allclose(ess_G, [1.0, 1.6])

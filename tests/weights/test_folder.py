@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_weights.folder import MANIFEST, is_folder, read_folder, read_manifest, write_folder
+from drift_weights.folder import is_folder, read_folder, write_folder
+from drift_weights.manifest import MANIFEST, read_manifest
 from drift_weights.schema import FORMAT_VERSION, from_table, to_table
 from drift_weights.types import Message, Trajectory, Turn
 from strategies import trajectories
@@ -80,7 +81,8 @@ def test_the_manifest_vouches_for_format_kind_counts_and_bytes(folder: Path) -> 
         7,
     )
     digest = hashlib.sha256((folder / SHARD).read_bytes()).hexdigest()
-    assert manifest["shards"] == [{"file": str(SHARD), "rows": 3, "sha256": digest}]
+    size = (folder / SHARD).stat().st_size
+    assert manifest["shards"] == [{"file": str(SHARD), "rows": 3, "bytes": size, "sha256": digest}]
     assert manifest["rows"] == 3 == pq.read_metadata(folder / SHARD).num_rows
     assert "drift-weights" in manifest["made_by"]
     assert is_folder(folder)
@@ -132,7 +134,7 @@ def test_several_shards_are_read_in_the_manifests_order(folder: Path) -> None:
     pq.write_table(rows(2), second)
     digest = hashlib.sha256(second.read_bytes()).hexdigest()
     shards = read_manifest(folder)["shards"]
-    edited(folder, shards=[{"file": "data/part-00001.parquet", "sha256": digest}, *shards], rows=5)
+    edited(folder, shards=[{"file": "data/part-00001.parquet", "rows": 2, "sha256": digest}, *shards], rows=5)
     table, _ = read_folder(folder, "trajectories")
     assert table.column("sample").to_pylist() == [0, 1, 0, 1, 2]
 
@@ -247,7 +249,7 @@ def test_a_kill_between_the_two_moves_of_an_overwrite_loses_nothing(
 
 
 @pytest.mark.parametrize(
-    ("shards", "says"), [([], "is no manifest"), ([{"file": "data/part-00000.parquet"}], "a shard without")]
+    ("shards", "says"), [([], "is no manifest"), ([{"file": "data/part-00000.parquet"}], "a shard needs")]
 )
 def test_a_manifest_without_hashes_vouches_for_nothing(
     tmp_path: Path, shards: list[Any], says: str

@@ -239,6 +239,25 @@ def test_a_sample_that_comes_again_in_a_later_batch_is_found() -> None:
     assert book.repeats.first_group() == 1
 
 
+@pytest.mark.parametrize(
+    ("samples", "numbered"),
+    [
+        ([pa.array([0]), pa.array([1])], True),
+        ([pa.array([0]), None], False),
+        ([None, pa.array([0])], False),
+        ([pa.array([0]), pa.array([None], pa.int64())], False),
+        ([pa.array(["0"])], False),
+        ([], True),
+    ],
+)
+def test_rows_are_numbered_where_all_of_them_have_a_whole_number(
+    samples: list[pa.Array | None], numbered: bool
+) -> None:
+    found = [Row(key="a", counts=Counts(solved=True, length=1, unique=1, counted=1))]
+    book = ledger(*(batch(found, sample=sample) for sample in samples))
+    assert book.numbered is numbered
+
+
 def test_tokens_are_known_only_where_every_batch_has_them() -> None:
     def batch(tokens: bool) -> Outcomes:
         one = np.ones(1, np.int64)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
 from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
 from drift_train.rows import holds_text, names_tokenizer, read_rows
+from drift_weights.pulling import located, pinned
 
 BATCH_SIZE = 128
 """Examples of an optimizer step (D.2)."""
@@ -30,8 +31,8 @@ class WeightedDataModule(LightningDataModule):
     """Weighted turns from a folder, a file or a table, as whole optimizer steps.
 
     Args:
-        path: a WEIGHTED folder, or one Parquet or JSONL file with `weight` and either token ids or
-            `prompt` and `completion`.
+        path: a WEIGHTED folder, one Parquet or JSONL file with `weight` and either token ids or
+            `prompt` and `completion`, or org/name of a data set on the Hub.
         model: folder or Hub id of the policy: its vocabulary, context length and tokenizer.
         model_revision: of the Hub id.
         batch_size: examples of an optimizer step, over all devices, ≥ 1 (D.2).
@@ -43,6 +44,8 @@ class WeightedDataModule(LightningDataModule):
         supervise: `terminal` turns (the paper) or `all`.
         too_long: `refuse` rows over the limit, or `drop` and name them.
         max_length: most tokens of a row; null for the model's context length.
+        revision: of a data set on the Hub: a tag or a commit.
+        subset: of a data set on the Hub; null for its default.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class WeightedDataModule(LightningDataModule):
         supervise: Supervise = "terminal",
         too_long: TooLong = "refuse",
         max_length: int | None = None,
+        revision: str | None = None,
+        subset: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= val_share < 1:
@@ -73,6 +78,8 @@ class WeightedDataModule(LightningDataModule):
         self.supervise = supervise
         self.too_long = too_long
         self.max_length = max_length
+        self.revision = revision
+        self.subset = subset
         self._table: pa.Table | None = None
         self._train: list[Example] = []
         self._held_out: list[Example] = []
@@ -89,7 +96,8 @@ class WeightedDataModule(LightningDataModule):
 
         Raises:
             ValueError: bad rows, or a split that leaves a side empty.
-            FileNotFoundError: no such path.
+            FileNotFoundError: no such path, and no revision of a data set on the Hub.
+            HubError: the Hub refused or did not answer.
         """
         if self._train:
             return
@@ -132,7 +140,7 @@ class WeightedDataModule(LightningDataModule):
         )
 
     def _encoded(self) -> Encoded:
-        table = read_rows(Path(self.path)) if self._table is None else self._table
+        table = read_rows(self._located()) if self._table is None else self._table
         whole = AutoConfig.from_pretrained(self.model, revision=self.model_revision)
         config = whole.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
@@ -146,6 +154,21 @@ class WeightedDataModule(LightningDataModule):
             too_long=self.too_long,
             source=self.path,
         )
+
+    def _located(self) -> Path:
+        """The rows' path on this machine; its first process fetches what the Hub holds."""
+        trainer, path, revision = self.trainer, Path(self.path), self.revision
+        if trainer is None:
+            return located(path, revision, self.subset, say=_warn)
+        # A branch may move between the questions of two processes: all take what the first one found.
+        found = pinned(path, revision) if trainer.is_global_zero else None
+        revision = trainer.strategy.broadcast(found)
+        if trainer.local_rank != 0:
+            trainer.strategy.barrier()
+        here = located(path, revision, self.subset, say=_warn)
+        if trainer.local_rank == 0:
+            trainer.strategy.barrier()
+        return here
 
     def _tokenizer(self, table: pa.Table) -> Any:
         """The model's, if text is to be rendered with it or the rows' ids are to be held against it."""

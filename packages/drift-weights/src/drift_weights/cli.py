@@ -1,4 +1,4 @@
-"""drift-weights reweight | inspect | resample | export: the command line; it parses, calls and prints."""
+"""drift-weights reweight | inspect | resample | export | publish | pull: it parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
+from importlib import import_module
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
+from rich.prompt import Confirm
 
 from drift_weights.columns import Columns
 from drift_weights.export import ExportForm, export_file
 from drift_weights.histogram import write_histogram
 from drift_weights.inspection import beta_for_ess, grid, inspect_ledger
+from drift_weights.names import not_here
 from drift_weights.outputs import Form, reweight_file
+from drift_weights.repository import PublishConfig
 from drift_weights.resampling import resample_file
 from drift_weights.selections import Selection
 from drift_weights.sources import WeightedSource, weighable
-from drift_weights.tables import print_inspection, print_notes, progress
+from drift_weights.tables import print_inspection, print_notes, print_plan, progress
 from drift_weights.weighing import WeightConfig
 
-Settings = TypeVar("Settings", WeightConfig, Columns)
+Settings = TypeVar("Settings", WeightConfig, Columns, PublishConfig)
 _ABOUT = "Turn logs of multi-turn correction into importance-weighted terminal turns."
+_FLAGS = {"overwrite", "default", "public", "dry_run", "yes"}
 _FORMS = {
     "turns": "weighted terminal turns",
     "log": "the log with a weight in each row",
@@ -37,7 +43,7 @@ _FORMS = {
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
+        words = option_words(sys.argv[1:] if args is None else args, flags=_FLAGS)
         given = _parser().parse_args(words)
         _run(given.subcommand, vars(given[given.subcommand]))
     except (ValueError, OSError, ImportError, ArgumentError) as error:
@@ -76,6 +82,8 @@ def settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
 
 
 def _parser() -> ArgumentParser:
+    # The texts below the fields of the settings are the help of their options.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="drift-weights", description=_ABOUT, exit_on_error=False)
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
@@ -84,7 +92,7 @@ def _parser() -> ArgumentParser:
         command = ArgumentParser(description=says, exit_on_error=False)
         command.add_argument("--config", action="config", help="a YAML file with any of these options")
         command.add_function_arguments(function, as_positional=True, skip=taken & SETTINGS.keys())
-        for setting in SETTINGS.keys() & taken:
+        for setting in [name for name in SETTINGS if name in taken]:
             # What a command has of its own, such as a list of β, stands in place of the setting's.
             command.add_class_arguments(SETTINGS[setting], skip=taken & _names(SETTINGS[setting]))
         commands.add_subcommand(name, command, help=says)
@@ -112,18 +120,23 @@ def reweight(
     selection: Selection = "drift",
     form: Form | None = None,
     format: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn trajectories into weighted terminal turns, or give each row of any log its weight.
 
     Args:
-        input: a trajectories or weighted folder, or a log in any known format.
+        input: a trajectories or weighted folder, a log in any known format, or org/name on the Hub.
         output: a folder for turns, a file of the input's format for a log, a .parquet for a side file.
         selection: drift, or a baseline: sft-5turn, star-2turn, rft (of terminal turns).
         form: log (the same log with a weight), turns (a folder of terminal turns) or side (row and weight).
         format: of a log, where it is not to be recognised.
+        revision: of a data set on the Hub: a tag or a commit.
+        subset: of a data set on the Hub; its default if not given.
         overwrite: replace the output, and a weight column that is not ours.
     """
+    input = _located(input, revision, subset)
     with progress("rows read and written") as advance:
         written = reweight_file(
             input,
@@ -152,22 +165,27 @@ def inspect(
     lam: float | list[float] | None = None,
     target_ess: float | None = None,
     format: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
     plot: Path | None = None,
 ) -> None:
     """Print what was recognised, group composition, effective sample size and weights, under any β, γ, λ.
 
     Args:
-        input: a trajectories or weighted folder, or a log in any known format.
+        input: a trajectories or weighted folder, a log in any known format, or org/name on the Hub.
         beta: one value or a list such as "[0.05,0.1,0.2]"; a weighted folder's own, or 0.1.
         gamma: one value or a list; a weighted folder's own, or 0.9.
         lam: one value or a list; a weighted folder's own, or 0.5.
         target_ess: look for the beta at which a group is worth so many equally weighted rows.
         format: of a log, where it is not to be recognised.
+        revision: of a data set on the Hub: a tag or a commit.
+        subset: of a data set on the Hub; its default if not given.
         plot: write the histogram as a picture, too (needs drift-weights[plot]).
     """
     untouched = (beta, gamma, lam, target_ess) == (None,) * 4 and weighting == WeightConfig()
     # A log of several turns without answers can be read only where the penalty plays no part.
     asked = replace(weighting, lam=0.0) if lam == 0 else weighting
+    input = _located(input, revision, subset)
     with progress("rows read") as advance:
         found = weighable(input, asked, columns, format=format, advance=advance)
     stored = isinstance(found.source, WeightedSource) and untouched
@@ -199,16 +217,28 @@ def _refuse_selection(source: WeightedSource, stored: bool) -> None:
         )
 
 
-def resample(input: Path, output: Path, *, seed: int, epoch: int = 0, overwrite: bool = False) -> None:
+def resample(
+    input: Path,
+    output: Path,
+    *,
+    seed: int,
+    epoch: int = 0,
+    revision: str | None = None,
+    subset: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write each row as often as its weight says, by chance for the fraction, for trainers without weights.
 
     Args:
-        input: a weighted folder, or a .jsonl or .parquet log that reweight wrote.
+        input: a weighted folder, a .jsonl or .parquet log that reweight wrote, or org/name on the Hub.
         output: a folder for a folder, a file of the input's format for a log.
         seed: of the draw; the same seed draws the same rows.
         epoch: a new epoch is a new draw.
+        revision: of a data set on the Hub: a tag or a commit.
+        subset: of a data set on the Hub; its default if not given.
         overwrite: replace the output.
     """
+    input = _located(input, revision, subset)
     with progress("rows read and drawn") as advance:
         drawn = resample_file(input, output, seed=seed, epoch=epoch, overwrite=overwrite, advance=advance)
     sys.stdout.write(
@@ -217,15 +247,26 @@ def resample(input: Path, output: Path, *, seed: int, epoch: int = 0, overwrite:
     )
 
 
-def export(input: Path, output: Path, *, to: ExportForm, overwrite: bool = False) -> None:
+def export(
+    input: Path,
+    output: Path,
+    *,
+    to: ExportForm,
+    revision: str | None = None,
+    subset: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write weighted terminal turns in a form that other trainers read.
 
     Args:
-        input: a weighted folder.
+        input: a weighted folder, or org/name on the Hub.
         output: a .jsonl or .parquet file.
         to: trl (prompt, completion, weight) or messages (a chat with its weight beside it).
+        revision: of a data set on the Hub: a tag or a commit.
+        subset: of a data set on the Hub; its default if not given.
         overwrite: replace the output.
     """
+    input = _located(input, revision, subset)
     with progress("rows written") as advance:
         written = export_file(input, output, to=to, overwrite=overwrite, advance=advance)
     sys.stdout.write(f"wrote {output}\n{written.rows} rows\n")
@@ -243,6 +284,88 @@ def export(input: Path, output: Path, *, to: ExportForm, overwrite: bool = False
         )
 
 
+def publish(
+    folder: Path,
+    repo_id: str,
+    publishing: PublishConfig,
+    *,
+    dry_run: bool = False,
+    yes: bool = False,
+) -> None:
+    """Put trajectories or weighted turns on the Hub, private, as one commit with a tag.
+
+    Args:
+        folder: a trajectories or weighted folder.
+        repo_id: org/name on the Hub; it is made if it is not there.
+        dry_run: print files, sizes, card and what is there already; change nothing.
+        yes: do not ask before making it public.
+    """
+    hub = _with_hub("publishing")
+    with progress("rows looked through") as advance:
+        plan = hub.prepare(folder, repo_id, publishing, advance=advance)
+    console = Console()
+    print_plan(console, plan, card=dry_run)
+    if dry_run:
+        return
+    if publishing.public and not yes and not Confirm.ask(f"Let everybody see {repo_id}?", default=False):
+        raise ValueError("nothing was published; leave out --public to publish it privately")
+    done = hub.publish(plan)
+    state = "published" if done.fresh else "was published before, nothing to do:"
+    console.print(
+        f"{state} {repo_id}, {plan.subset}, {publishing.tag} (commit {done.commit})\n"
+        f'next: load_dataset("{repo_id}", "{plan.subset}", revision="{publishing.tag}")',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def pull(
+    repo_id: str,
+    output: Path,
+    *,
+    revision: str = "main",
+    subset: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Fetch a data set from the Hub, hold it to its manifest, and keep the commit that it came from.
+
+    Args:
+        repo_id: org/name on the Hub.
+        output: the folder to make.
+        revision: a tag or a commit; a branch is taken as it is now.
+        subset: which of its data sets; the default one if not given.
+        overwrite: replace the output.
+    """
+    got = _with_hub("pulling").pull(repo_id, output, revision=revision, subset=subset, overwrite=overwrite)
+    state = "wrote" if got.fresh else "is there already:"
+    sys.stdout.write(
+        f"{state} {output}: {got.manifest['rows']} rows ({got.manifest['kind']}, {got.subset}), verified\n"
+        f"pinned to commit {got.commit}\n"
+    )
+
+
+def _located(path: Path, revision: str | None, subset: str | None) -> Path:
+    """Only what is pinned comes from the Hub; logs of a user without the extra never meet it."""
+    if revision is None and subset is None:
+        if not path.exists():
+            raise not_here(path)
+        return path
+    found: Path = _with_hub("pulling").located(
+        path, revision, subset, say=lambda words: sys.stdout.write(f"{words}\n")
+    )
+    return found
+
+
+def _with_hub(module: str) -> ModuleType:
+    try:
+        return import_module(f"drift_weights.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"this needs {error.name}, which is not installed: pip install 'drift-weights[hub]'"
+        ) from error
+
+
 def _list(value: float | list[float] | None, default: float) -> list[float]:
     if value is None:
         return [default]
@@ -254,6 +377,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "resample": resample,
     "export": export,
+    "publish": publish,
+    "pull": pull,
 }
-SETTINGS: dict[str, type] = {"weighting": WeightConfig, "columns": Columns}
+SETTINGS: dict[str, type] = {"weighting": WeightConfig, "columns": Columns, "publishing": PublishConfig}
 """Parameters of the commands whose fields are options of their own."""

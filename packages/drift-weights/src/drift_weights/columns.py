@@ -41,9 +41,11 @@ class Columns:
     answers: Literal["responses"] | None = None
     """`responses` takes the responses themselves as answers, where a log of several turns has none."""
     messages: str = "messages"
+    """Column of a chat log with the whole dialogue."""
     prompt: str = "prompt"
+    """Column of a chat log with what comes before the response."""
     completion: str = "completion"
-    """Columns of a chat log."""
+    """Column of a chat log with the response."""
 
     def plain(self, present: Sequence[str]) -> Plain:
         """What to read from a table that has the columns `present`.

@@ -6,13 +6,16 @@ import codecs
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from drift_weights.parquet_footer import opened
+from drift_weights.parquet_plan import BATCH_BYTES, rows_at_once
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -97,13 +100,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file.
 
     Raises:
-        ValueError: it is none, or broken.
+        ValueError: it is none, or broken, or its footer claims what it cannot hold.
     """
     try:
-        # Page by page, so that memory does not hold whole column chunks.
-        parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        parquet = opened(path)
         names = parquet.schema_arrow.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -114,14 +116,33 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def parquet_batches(path: Path, rows: int, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, at most `rows` at a time, and only the columns named.
 
+    Memory is bounded whatever the file claims; the same file gives the same batches.
+
     Raises:
-        ValueError: a broken file.
+        ValueError: a broken file, or one that claims what it cannot hold.
     """
     columns = None if names is None else list(names)
+    parquet = open_parquet(path)
+    step = rows_at_once(path, parquet, rows, columns)
     try:
-        yield from open_parquet(path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        batches = parquet.iter_batches(batch_size=step, columns=columns, use_threads=False)
+        yield from batches if step == rows else _joined(batches, rows)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
+
+
+def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches put together as long as they stay small, and have at most `rows` rows."""
+    held: list[pa.RecordBatch] = []
+    count = size = 0
+    for batch in batches:
+        if held and (count + batch.num_rows > rows or size + batch.nbytes > BATCH_BYTES):
+            yield pa.concat_batches(held)
+            held, count, size = [], 0, 0
+        held.append(batch)
+        count, size = count + batch.num_rows, size + batch.nbytes
+    if held:
+        yield pa.concat_batches(held)
 
 
 def parquet_rows(

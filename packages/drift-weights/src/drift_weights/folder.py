@@ -7,19 +7,17 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drift_weights.manifest import MANIFEST, read_manifest
+from drift_weights.provenance import made_by
 from drift_weights.schema import FORMAT_VERSION, SCHEMAS, check
 from drift_weights.writers import sync, whole_file
 
-MANIFEST = "drift.json"
-_OURS = ("drift-weights", "drift-rollout", "drift-train", "drift-eval")
 ROW_GROUP = 8192
 """Rows of a Parquet row group; small enough to stream."""
 SHARD_BYTES = 450_000_000
@@ -90,7 +88,7 @@ class FolderWriter:
         found = {
             "format": FORMAT_VERSION,
             "kind": self.kind,
-            "made_by": {name: version(name) for name in _OURS if find_spec(name.replace("-", "_"))},
+            "made_by": made_by(),
             "rows": self.rows,
             "shards": self._shards,
         }
@@ -111,8 +109,7 @@ class FolderWriter:
         self._writer = None
         file = self._shard()
         sync(file)
-        entry = {"file": f"data/{file.name}", "rows": self._rows, "sha256": file_sha256(file)}
-        self._shards.append(entry)
+        self._shards.append(shard_entry(file, f"data/{file.name}", self._rows))
         self._rows = 0
 
 
@@ -181,8 +178,6 @@ def folder_shards(path: Path, kind: str) -> tuple[list[Path], dict[str, Any]]:
         raise ValueError(f"{path} holds {manifest['kind']}, expected {kind}{hint}")
     files = []
     for shard in manifest["shards"]:
-        if not isinstance(shard, dict) or not {"file", "sha256"} <= shard.keys():
-            raise ValueError(f"{path / MANIFEST}: a shard without file and sha256; fetch or write it again")
         file = path / shard["file"]
         if not file.is_file():
             raise ValueError(f"{path}: shard {shard['file']} is missing; fetch or write the folder again")
@@ -190,31 +185,6 @@ def folder_shards(path: Path, kind: str) -> tuple[list[Path], dict[str, Any]]:
             raise ValueError(f"{file} is not the file that {MANIFEST} vouches for (sha256 differs)")
         files.append(file)
     return files, manifest
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a folder.
-
-    Raises:
-        FileNotFoundError: no drift.json there.
-        ValueError: not a manifest, or of a major format that this version cannot read.
-    """
-    file = path / MANIFEST
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} has no {MANIFEST}; it is no folder of drift data")
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}; fetch or write the folder again") from error
-    if not isinstance(manifest, dict) or not (
-        {"format", "kind"} <= manifest.keys() and manifest.get("shards")
-    ):
-        raise ValueError(f"{file} is no manifest: format, kind and shards are needed")
-    if str(manifest["format"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise ValueError(
-            f"{file} has format {manifest['format']}; this drift-weights reads {FORMAT_VERSION}: upgrade"
-        )
-    return manifest
 
 
 def is_folder(path: Path) -> bool:
@@ -231,6 +201,11 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if taken and not overwrite:
         raise FileExistsError(f"{path} exists; choose another output or pass --overwrite")
+
+
+def shard_entry(path: Path, name: str, rows: int) -> dict[str, Any]:
+    """What a manifest says of a shard."""
+    return {"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def file_sha256(path: Path) -> str:

@@ -14,10 +14,11 @@ import pyarrow as pa
 from drift_weights.arrays import to_arrow
 from drift_weights.columns import Columns
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES
-from drift_weights.folder import MANIFEST, FolderWriter, file_sha256, refuse_existing, write_json
+from drift_weights.folder import FolderWriter, file_sha256, refuse_existing, write_json
 from drift_weights.inspection import Inspection, Tally, inspect_ledger, inspection
 from drift_weights.log_turns import log_turns
 from drift_weights.logs import OpenLog
+from drift_weights.manifest import MANIFEST
 from drift_weights.outcomes import GROUP_KEY, RowError, outcomes_of_trajectories
 from drift_weights.reweighting import weighted_batch
 from drift_weights.selections import Selection, select_some

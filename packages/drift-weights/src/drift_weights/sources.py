@@ -12,9 +12,10 @@ import pyarrow as pa
 from drift_weights.checking import check_trajectories
 from drift_weights.columns import Columns
 from drift_weights.files import open_parquet, parquet_batches
-from drift_weights.folder import MANIFEST, file_sha256, folder_shards, is_folder, read_manifest
+from drift_weights.folder import file_sha256, folder_shards, is_folder
 from drift_weights.ledger import Ledger
 from drift_weights.logs import OpenLog, open_log
+from drift_weights.manifest import MANIFEST, read_manifest
 from drift_weights.outcomes import Outcomes, outcomes_of_trajectories, outcomes_of_weighted
 from drift_weights.reweighting import ledger_of
 from drift_weights.schema import WEIGHTED, check

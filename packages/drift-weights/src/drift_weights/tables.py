@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, Setting
+
+if TYPE_CHECKING:
+    # At run time it would bring huggingface_hub along.
+    from drift_weights.publishing import Plan
 
 
 @contextmanager
@@ -163,6 +169,30 @@ def _print_histogram(console: Console, settings: Sequence[Setting]) -> None:
         bar = ["█" * round(40 * counts[0] / most)] if single else []
         table.add_row(label, *map(str, counts), *bar)
     console.print(table)
+
+
+def print_plan(console: Console, plan: Plan, *, card: bool) -> None:
+    """Print what publishing would upload, delete and leave, with sizes, and the card if asked."""
+    state = "new, private" if plan.remote is None else ("private" if plan.remote.private else "public")
+    table = Table(title=f"{plan.repo_id} ({state}), {plan.subset}, {plan.config.tag}")
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right")
+    table.add_column("")
+    there = {} if plan.remote is None else plan.remote.files
+    for name, content in plan.uploads.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        table.add_row(name, decimal(size), "replace" if name in there else "upload")
+    for name in plan.unchanged:
+        table.add_row(name, decimal(there[name].size), "there already")
+    for name in plan.deletions:
+        table.add_row(name, "", "delete")
+    console.print(table)
+    if plan.tagged:
+        console.print(f"tag {plan.config.tag} is there and names exactly this.", highlight=False)
+    for part in plan.kept:
+        console.print(f"card: {part} was edited on the Hub and stays as it is.", highlight=False)
+    if card:
+        console.print(plan.card, highlight=False, markup=False, soft_wrap=True)
 
 
 def _name(setting: Setting) -> str:
