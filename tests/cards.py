@@ -10,6 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from drift_weights.card import Card, make_card
+from drift_weights.features import features_yaml
 from drift_weights.schema import SCHEMAS
 
 HOSTILE = (
@@ -107,10 +108,11 @@ def repository(**configs: dict[str, Any]) -> dict[str, Any]:
 
 
 def card(manifest: dict[str, Any] | None = None, repo_id: str = "org/data", **settings: Any) -> Card:
-    """A card, with the schemas that belong to the manifest."""
+    """A card of the manifest, whose features are those of its kind if it does not say."""
     found = manifest or repository()
-    features = {name: SCHEMAS[entry["kind"]] for name, entry in found["configs"].items()}
-    return make_card(repo_id, found, features, **{"revision": "v0.1.0"} | settings)
+    for entry in found["configs"].values():
+        entry.setdefault("features", features_yaml(SCHEMAS[entry["kind"]]))
+    return make_card(repo_id, found, **{"revision": "v0.1.0"} | settings)
 
 
 def again(made: Card, text: str | None = None, manifest: dict[str, Any] | None = None) -> Card:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from cards import card, hostile, repository, trajectories_entry, weighted_entry
 from drift_weights.audit import audit
 from drift_weights.card import make_card
-from drift_weights.card.front import features_yaml
 from drift_weights.card.merging import open_card
+from drift_weights.features import features_yaml
 from drift_weights.folder import read_folder, write_folder
 from drift_weights.outputs import reweight_file
 from drift_weights.repository import added, entry_of
@@ -105,16 +105,15 @@ def published(tmp_path: Path) -> Path:
     ]
     write_folder(tmp_path / "dialogues", to_table(dialogues), "trajectories", {})
     reweight_file(tmp_path / "dialogues", tmp_path / "weights+")
-    found, features = None, {}
+    found = None
     for name in ("dialogues", "weights+"):
         audited = audit(tmp_path / name)
         entry = entry_of(audited, name, license=None, problems_license=None)
         found = added(found, name, entry, default=name != "dialogues")
-        features[name] = audited.schema
         (root / name).mkdir(parents=True)
         for file in audited.files:
             (root / name / file.name).write_bytes(file.read_bytes())
-    made = make_card("org/data", found.manifest(), features, revision=None)
+    made = make_card("org/data", found.manifest(), revision=None)
     (root / "README.md").write_text(made.text, encoding="utf-8")
     return root
 

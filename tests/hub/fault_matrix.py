@@ -99,7 +99,9 @@ WORK = {
             weighted(home / "x", beta=0.05),
         ),
         act=lambda api, home: _put(api, home / "x", "v0.2.0"),
-        look=lambda hub, home: None if "v0.2.0" not in hub.store.repos["dataset", REPO].tags else published(hub, "v0.2.0"),
+        look=lambda hub, home: (
+            None if "v0.2.0" not in hub.store.repos["dataset", REPO].tags else published(hub, "v0.2.0")
+        ),
     ),
     "pull": Work(
         before=lambda hub, api, home: _put(api, weighted(home / "w"), "v0.1.0"),
@@ -159,7 +161,9 @@ def run(hub: LoopbackHub, point: Point, home: Path, wanted: object, requests: in
     return ended
 
 
-def run_all(hub: LoopbackHub, chosen: Callable[[int], bool]) -> tuple[Counter[tuple[str, str, str]], list[str]]:
+def run_all(
+    hub: LoopbackHub, chosen: Callable[[int], bool]
+) -> tuple[Counter[tuple[str, str, str]], list[str]]:
     """Run the points of chosen number; counts of (work, kind, outcome), and what broke."""
     counts: Counter[tuple[str, str, str]] = Counter()
     broken = []

@@ -213,9 +213,7 @@ def test_somebody_elses_commit_of_the_same_is_taken(hub: LoopbackHub, api: Api, 
     assert second.commit == first.commit
 
 
-def test_a_pull_that_was_done_before_downloads_no_shard(
-    hub: LoopbackHub, api: Api, tmp_path: Path
-) -> None:
+def test_a_pull_that_was_done_before_downloads_no_shard(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
     put(api, weighted(tmp_path / "w"))
     get(api, tmp_path / "got")
     before = len(downloads(hub))

@@ -25,9 +25,10 @@ from cards import (
 )
 from drift_weights.audit import audit
 from drift_weights.card import make_card
-from drift_weights.card.front import features_yaml, size_category
+from drift_weights.card.front import size_category
 from drift_weights.card.markdown import bar
 from drift_weights.card.words import COLUMNS, SELECTIONS
+from drift_weights.features import features_yaml
 from drift_weights.folder import write_folder
 from drift_weights.outputs import reweight_file
 from drift_weights.repository import added, entry_of
@@ -105,7 +106,7 @@ def test_the_columns_of_both_schemas_are_explained_once_each() -> None:
 
 def test_further_columns_are_named() -> None:
     schema = SCHEMAS["weighted"].append(pa.field("drawn|sample", pa.int64()))
-    made = make_card("org/data", repository(), {"W": schema}, revision=None)
+    made = card(repository(W=weighted_entry(features=features_yaml(schema))))
     assert "Further columns: <code>drawn&#124;sample</code>." in part(made.text, "columns")
 
 
@@ -172,18 +173,16 @@ def test_a_real_data_set_from_rollout_to_card(tmp_path: Path) -> None:
     write_folder(tmp_path / "t", to_table(made_by_hand), "trajectories", manifest)
     reweight_file(tmp_path / "t", tmp_path / "w")
     repo = None
-    features = {}
     for name in ("t", "w"):
         audited = audit(tmp_path / name)
         entry = entry_of(audited, name, license="cc-by-4.0", problems_license=None)
         repo = added(repo, name, entry, default=name == "w")
-        features[name] = audited.schema
     assert repo is not None
-    made = make_card("org/data", repo.manifest(), features, revision=None)
+    made = make_card("org/data", repo.manifest(), revision=None)
     assert "| `w` | 2 | 0 (0.0%) | 1 (50.0%) | 1 (50.0%) | 50.0% | 25.0% |" in made.text
     assert front(made.text)["license"] == "cc-by-4.0"
     assert [entry.get("default") for entry in front(made.text)["configs"]] == [None, True]
-    assert make_card("org/data", repo.manifest(), features, revision=None) == made
+    assert make_card("org/data", repo.manifest(), revision=None) == made
 
 
 @given(st.lists(hostile, min_size=1, max_size=4, unique=True), st.data())

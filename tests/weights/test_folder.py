@@ -134,7 +134,9 @@ def test_several_shards_are_read_in_the_manifests_order(folder: Path) -> None:
     pq.write_table(rows(2), second)
     digest = hashlib.sha256(second.read_bytes()).hexdigest()
     shards = read_manifest(folder)["shards"]
-    edited(folder, shards=[{"file": "data/part-00001.parquet", "rows": 2, "sha256": digest}, *shards], rows=5)
+    edited(
+        folder, shards=[{"file": "data/part-00001.parquet", "rows": 2, "sha256": digest}, *shards], rows=5
+    )
     table, _ = read_folder(folder, "trajectories")
     assert table.column("sample").to_pylist() == [0, 1, 0, 1, 2]
 

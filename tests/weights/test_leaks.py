@@ -29,7 +29,9 @@ from rows import trajectory
 from weights.made_up_secrets import ALNUM, HEX, LETTERS, MAKERS, Draw, Made, made_up
 
 PROVIDERS = sorted(MAKERS)
-BEFORE = st.sampled_from(["", "\n", " ", "Let x = 3. ", "Schlüssel: ", "数", '"', "`", "(", "=", "$\\frac12$ ", "|"])
+BEFORE = st.sampled_from(
+    ["", "\n", " ", "Let x = 3. ", "Schlüssel: ", "数", '"', "`", "(", "=", "$\\frac12$ ", "|"]
+)
 AFTER = st.sampled_from(["", "\n", " ", " is it.", ", and", "。", '"', "`", ")", ";", " $x$", "|"])
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from drift_weights.columns import Columns
+from drift_weights.features import features_yaml
 from drift_weights.files import open_parquet
 from drift_weights.folder import ROW_GROUP
 from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, inspect_ledger
@@ -62,6 +63,8 @@ def audit(path: Path, *, advance: Advance | None = None) -> Audited:
         _check_weights(source, found.ledger)
     statistics = _statistics(found)
     _check_statistics(path, source.manifest.get("statistics"), statistics)
+    if source.manifest.get("features", features_yaml(schema)) != features_yaml(schema):
+        raise ValueError(f"{path / MANIFEST}: features are not the columns of its shards; do not trust it")
     return Audited(
         path=path, manifest=source.manifest, files=source.files, schema=schema, statistics=statistics
     )

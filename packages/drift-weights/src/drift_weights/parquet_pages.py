@@ -208,11 +208,12 @@ def _checked(fields: dict[int, Any], at: int, end: int) -> Page:
     header = fields.get(_HEADERS[kind]) if kind in _HEADERS else {1: 0, 2: 0}
     if not isinstance(header, dict):
         raise PageError("a page lacks the header of its kind")
-    said = [fields.get(2), fields.get(3), header.get(1), header.get(_ENCODING.get(kind, 2))]
     starts = header.get(6, 0) if kind == DATA_V2 else 0
-    if not all(isinstance(number, int) and number >= 0 for number in (*said, starts)):
+    said = (fields.get(2), fields.get(3), header.get(1), header.get(_ENCODING.get(kind, 2)), starts)
+    numbers = [number for number in said if isinstance(number, int) and number >= 0]
+    if len(numbers) < len(said):
         raise PageError("a page's header lacks a number")
-    size, held, values, encoding = said
+    size, held, values, encoding, starts = numbers
     if held > end - at or starts > held:
         raise PageError(f"a page claims {held} bytes where {end - at} are left")
     return Page(kind=kind, size=size, held=held, values=values, encoding=encoding, starts=starts, at=at)

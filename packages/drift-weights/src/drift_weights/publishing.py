@@ -255,7 +255,6 @@ def _files(
     card = make_card(
         repo_id,
         repository.manifest(),
-        {name: audited.schema},
         revision=config.tag,
         before=None if remote is None else remote.card,
         recorded=repository.card,

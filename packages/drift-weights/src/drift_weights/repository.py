@@ -6,6 +6,7 @@ read, put together and compared; `hub` fetches it and `publishing` uploads it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from drift_weights.audit import Audited
+from drift_weights.features import features_yaml
 from drift_weights.manifest import check_manifest, parse_json
 from drift_weights.names import check_subset, check_tag
 from drift_weights.schema import FORMAT_VERSION
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _STRANGE = re.compile(r"[^A-Za-z0-9._-]+")
+_SHOWN = 80
 _PASSING = ("hub", "made_by")
 """What is said of a data set and is no part of it: where this copy came from, and with which versions."""
 
@@ -117,7 +120,11 @@ def chosen(repository: Repository, subset: str | None, place: str) -> str:
 def entry_of(
     audited: Audited, name: str, *, license: str | None, problems_license: str | None
 ) -> dict[str, Any]:
-    """The manifest of a data set as a repository holds it: shards under its name, and statistics."""
+    """The manifest of a data set as a repository holds it: shards under its name, features, statistics.
+
+    Raises:
+        ValueError: a column of a type that the Hub's datasets library cannot name.
+    """
     said = {key: value for key, value in audited.manifest.items() if key != "hub"}
     shards = [
         {**shard, "file": f"{name}/{PurePosixPath(shard['file']).name}", "bytes": file.stat().st_size}
@@ -125,7 +132,8 @@ def entry_of(
     ]
     given = {"license": license, "problems_license": problems_license}
     known = {key: value for key, value in given.items() if value is not None}
-    return {**said, **known, "shards": shards, "statistics": audited.statistics}
+    found = {"features": features_yaml(audited.schema), "statistics": audited.statistics}
+    return {**said, **known, **found, "shards": shards}
 
 
 def pulled(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,6 +204,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in manifest.items() if key not in _PASSING}
+    kept["features"] = {feature["name"]: feature for feature in manifest.get("features", [])}
     kept["shards"] = {
         shard["file"]: f"{shard['rows']} rows, sha256 {shard['sha256'][:12]}"
         for shard in manifest["shards"]
@@ -208,4 +217,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
-        yield name, json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+        yield name, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({_short_hash(text)})"
+
+
+def _short_hash(text: str) -> str:
+    """What tells two long values apart whose beginnings are equal."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

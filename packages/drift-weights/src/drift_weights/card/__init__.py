@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from drift_weights.card.front import front_matter
 from drift_weights.card.merging import Ledger, merge_body, merge_front, open_card
 from drift_weights.card.parts import make_parts
@@ -33,7 +31,6 @@ class Card:
 def make_card(
     repo_id: str,
     manifest: Mapping[str, Any],
-    features: Mapping[str, pa.Schema],
     *,
     revision: str | None,
     before: str | None = None,
@@ -43,17 +40,16 @@ def make_card(
 
     Args:
         manifest: the repository's `drift.json`.
-        features: config → schema of its shards.
         revision: the tag that readers are to pin; None if there is none.
         before: the card that is there; None makes one from scratch.
         recorded: of the card that is there, as its `drift.json` has it under `card`.
 
     Raises:
         ValueError: the card that is there has broken YAML or a part without its other end (the line is
-            named); a column of a type that `datasets` cannot name; two configs that would be the default.
+            named); two configs that would be the default.
     """
     opened = open_card(before or "")
     ledger = Ledger(before=recorded or {} if before is not None else {})
-    front = merge_front(opened, front_matter(repo_id, manifest, features), ledger)
-    body = merge_body(opened, make_parts(repo_id, manifest, features, revision), ledger)
+    front = merge_front(opened, front_matter(repo_id, manifest), ledger)
+    body = merge_body(opened, make_parts(repo_id, manifest, revision), ledger)
     return Card(text=opened.head + front + opened.tail + body, recorded=ledger.now, kept=tuple(ledger.kept))

@@ -7,24 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.types as pt
-
 _TAGS = ["drift", "self-correction", "multi-turn", "importance-weighting", "sft"]
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-_ALIASES = {
-    "halffloat": "float16",
-    "float": "float32",
-    "double": "float64",
-    "date32[day]": "date32",
-    "date64[ms]": "date64",
-}
-"""Where `datasets` calls an Arrow type otherwise than Arrow does."""
-_NAMED = re.compile(
-    r"null|bool|u?int(8|16|32|64)|float(16|32|64)|date(32|64)|(large_)?(string|binary)|(string|binary)_view"
-    r"|fixed_size_binary\[\d+\]|(time(32|64)|duration|timestamp)\[.+\]|decimal(128|256)\(.+\)"
-)
-"""The types that `datasets` has a name for."""
 _LICENSES = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
     bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
@@ -38,14 +22,8 @@ _LICENSES = """
 """The identifiers that the Hub takes; any other name would make it refuse the card."""
 
 
-def front_matter(
-    repo_id: str, manifest: Mapping[str, Any], features: Mapping[str, pa.Schema]
-) -> dict[str, Any]:
-    """What the card's YAML says of the data, in the order in which it is written.
-
-    Raises:
-        ValueError: a column of a type that `datasets` cannot name.
-    """
+def front_matter(repo_id: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card's YAML says of the data, in the order in which it is written."""
     configs, default = manifest["configs"], manifest["default"]
     return {
         **_license([entry.get("license") for entry in configs.values()]),
@@ -54,7 +32,7 @@ def front_matter(
         "tags": [*_TAGS],
         "size_categories": [size_category(sum(entry["rows"] for entry in configs.values()))],
         "configs": [_config(name, default=name == default) for name in configs],
-        "dataset_info": [_info(name, entry, features[name]) for name, entry in configs.items()],
+        "dataset_info": [_info(name, entry) for name, entry in configs.items()],
     }
 
 
@@ -64,21 +42,6 @@ def size_category(rows: int) -> str:
         return "n<1K"
     place = min(len(str(rows)) - 4, len(_SIZES) - 1)
     return f"{_SIZES[place]}<n<{_SIZES[place + 1]}" if place + 1 < len(_SIZES) else "n>1T"
-
-
-def features_yaml(schema: pa.Schema) -> list[dict[str, Any]]:
-    """The columns of a schema as `datasets` writes its features in a card.
-
-    Raises:
-        ValueError: a column of a type that `datasets` cannot name.
-    """
-    found = []
-    for field in schema:
-        try:
-            found.append({"name": field.name, **_feature(field.type)})
-        except TypeError as error:
-            raise ValueError(f"column {field.name!r}: {error}; drop it or change its type") from error
-    return found
 
 
 def _license(given: Iterable[str | None]) -> dict[str, Any]:
@@ -101,7 +64,7 @@ def _config(name: str, *, default: bool) -> dict[str, Any]:
     return {**entry, "default": True} if default else entry
 
 
-def _info(name: str, entry: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
+def _info(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Features and counts: `load_dataset` casts to the first and refuses other counts than the second.
 
     It reads no count without `num_bytes`, which it holds against nothing: here, the bytes of the files.
@@ -109,29 +72,17 @@ def _info(name: str, entry: Mapping[str, Any], schema: pa.Schema) -> dict[str, A
     size = sum(shard["bytes"] for shard in entry["shards"])
     return {
         "config_name": name,
-        "features": features_yaml(schema),
+        "features": _name_first(entry["features"]),
         "splits": [{"name": "train", "num_bytes": size, "num_examples": entry["rows"]}],
         "download_size": size,
         "dataset_size": size,
     }
 
 
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    if pt.is_dictionary(kind):
-        return _feature(kind.value_type)
-    if pt.is_struct(kind):
-        return {"struct": [{"name": field.name, **_feature(field.type)} for field in kind.fields]}
-    if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
-        word = "large_list" if pt.is_large_list(kind) else "list"
-        length = {"length": kind.list_size} if pt.is_fixed_size_list(kind) else {}
-        return {word: _short(_feature(kind.value_type)), **length}
-    name = _ALIASES.get(str(kind), str(kind))
-    if not _NAMED.fullmatch(name):
-        raise TypeError(f"the Hub's datasets library has no name for {kind}")
-    return {"dtype": name}
-
-
-def _short(feature: dict[str, Any]) -> Any:
-    """What a list holds is written without its own key where that says everything."""
-    (key, value), *more = feature.items()
-    return value if key in ("dtype", "struct") and not more else feature
+def _name_first(value: Any) -> Any:
+    """Features in the order in which they are written by hand; a manifest's keys are sorted."""
+    if isinstance(value, list):
+        return [_name_first(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _name_first(value[key]) for key in sorted(value, key=lambda key: (key != "name", key))}

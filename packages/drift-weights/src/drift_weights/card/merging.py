@@ -175,16 +175,20 @@ def _merge_entries(
     key: str, theirs: Sequence[dict[Any, Any]], ours: Sequence[dict[str, Any]], ledger: Ledger
 ) -> list[dict[Any, Any]]:
     """Ours in place of entries of their names and of those that we once wrote; others as they are."""
-    new = {entry["config_name"]: entry for entry in ours}
+    names = {entry["config_name"] for entry in ours}
     merged: dict[str, dict[Any, Any]] = {}
     for entry in theirs:
         name = str(entry.get("config_name", "default"))
-        if name in new or f"config: {name}" not in ledger.before:
+        if name in names or f"config: {name}" not in ledger.before:
             # drift.json says which config is the default, and there can be one only.
-            foreign = {field: value for field, value in entry.items() if field != "default"}
-            merged[name] = new.get(name, foreign)
-    ledger.now.update({f"config: {name}": _hash(_dump(entry)) for name, entry in new.items()})
-    merged |= new
+            merged[name] = {field: value for field, value in entry.items() if field != "default"}
+    for entry in ours:
+        name = entry["config_name"]
+        # The columns of data that are not at hand stay as they were written when they were.
+        there = merged.get(name, {}).get("features") if key == "dataset_info" else None
+        columns = {} if there is None else {"features": there}
+        merged[name] = {"config_name": name, **columns, **entry}
+        ledger.now[f"config: {name}"] = _hash(_dump(merged[name]))
     defaults = [name for name, entry in merged.items() if name == "default" or entry.get("default")]
     if key == "configs" and len(defaults) > 1:
         raise ValueError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from drift_weights.card.markdown import NOTHING, code, escaped, fence, literal, number, shell, table
 from drift_weights.card.numbers import Entries, composition, drifts, histograms, limits, statistics_of
 from drift_weights.card.origin import origins
@@ -27,12 +25,7 @@ from drift_weights.repository import rollout_of
 from drift_weights.schema import SCHEMAS
 
 
-def make_parts(
-    repo_id: str,
-    manifest: Mapping[str, Any],
-    features: Mapping[str, pa.Schema],
-    revision: str | None,
-) -> dict[str, str]:
+def make_parts(repo_id: str, manifest: Mapping[str, Any], revision: str | None) -> dict[str, str]:
     """Name → Markdown of every part, in the order of the page; nothing in the data can end one."""
     configs: Entries = manifest["configs"]
     default = manifest["default"]
@@ -42,7 +35,7 @@ def make_parts(
         "summary": _summary(configs),
         "use": _use(repo_id, default, configs[default], revision),
         "configs": _configs(configs, default),
-        "columns": _columns(configs, features),
+        "columns": _columns(configs),
         "weights": FORMULA if weighted else "",
         "composition": composition(configs),
         "histograms": histograms(weighted, default),
@@ -116,7 +109,7 @@ def _selection(entry: Mapping[str, Any]) -> Any:
     return entry.get("selection", "drift") if entry["kind"] == "weighted" else "trajectories"
 
 
-def _columns(configs: Entries, features: Mapping[str, pa.Schema]) -> str:
+def _columns(configs: Entries) -> str:
     blocks = ["## Columns"]
     kinds = list(dict.fromkeys(entry["kind"] for entry in configs.values()))
     for kind in sorted(kinds, reverse=True):
@@ -124,8 +117,8 @@ def _columns(configs: Entries, features: Mapping[str, pa.Schema]) -> str:
             blocks.append("Weighted turns:" if kind == "weighted" else "Trajectories:")
         rows = ((f"`{name}`", says) for name, says in COLUMNS[kind])
         blocks.append(table(("column", "meaning"), rows))
-        names = (features[name].names for name, entry in configs.items() if entry["kind"] == kind)
-        more = dict.fromkeys(column for found in names for column in found)
+        entries = [entry for entry in configs.values() if entry["kind"] == kind]
+        more = dict.fromkeys(column["name"] for entry in entries for column in entry["features"])
         extra = [code(column) for column in more if column not in SCHEMAS[kind].names]
         blocks += [f"Further columns: {', '.join(extra)}."] if extra else []
     return "\n\n".join(blocks)
