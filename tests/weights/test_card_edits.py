@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cards import PARTS, again, body, card, front, hostile, names, other, part, repository, weighted_entry
-from drift_weights.card import make_card
-from drift_weights.schema import SCHEMAS
 
 part_names = st.sampled_from(PARTS)
 
@@ -178,29 +175,6 @@ def test_configs_of_others_stay_and_ours_are_replaced() -> None:
     assert by_name["mine"] == {"config_name": "mine", "data_files": "mine/*.csv"}
     assert [by_name["a"], by_name["c"]] == fresh["configs"]
     assert [entry["config_name"] for entry in found["dataset_info"]] == ["a", "mine", "c"]
-
-
-def test_a_second_config_is_published_without_the_columns_of_the_first() -> None:
-    more = SCHEMAS["weighted"].append(pa.field("mine", pa.int8()))
-    first = make_card("org/data", repository(a=weighted_entry()), {"a": more}, revision="v0.1.0")
-    both = repository(a=weighted_entry(), b=weighted_entry())
-    told = {"a": more, "b": SCHEMAS["weighted"]}
-    for features in (told, {"b": told["b"]}):
-        second = make_card(
-            "org/data", both, features, revision="v0.1.0", before=first.text, recorded=first.recorded
-        )
-        fresh = make_card("org/data", both, told, revision="v0.1.0")
-        assert second.kept == ()
-        assert front(second.text) == front(fresh.text)
-        assert body(second.text) == body(fresh.text)
-        assert second.recorded == fresh.recorded
-    assert "Further columns: `mine`." in second.text
-
-
-def test_columns_that_nobody_knows_are_left_to_the_reader() -> None:
-    made = make_card("org/data", repository(), {}, revision=None)
-    (info,) = front(made.text)["dataset_info"]
-    assert list(info) == ["config_name", "splits", "download_size", "dataset_size"]
 
 
 def test_a_part_that_was_removed_stays_away_when_it_is_not_made_for_a_while() -> None:

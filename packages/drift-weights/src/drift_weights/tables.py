@@ -173,26 +173,26 @@ def _print_histogram(console: Console, settings: Sequence[Setting]) -> None:
 
 def print_plan(console: Console, plan: Plan, *, card: bool) -> None:
     """Print what publishing would upload, delete and leave, with sizes, and the card if asked."""
-    state = "new, private" if plan.remote is None else ("private" if plan.remote.private else "public")
-    table = Table(title=f"{plan.repo_id} ({state}), {plan.subset}, {plan.config.tag}")
-    table.add_column("file", overflow="fold")
-    table.add_column("size", justify="right")
-    table.add_column("")
-    there = {} if plan.remote is None else plan.remote.files
+    remote = plan.remote
+    state = "new, private" if remote is None else ("private" if remote.private else "public")
+    there = {} if remote is None else remote.files
+    lines = [f"{plan.repo_id} ({state}), subset {plan.subset}, tag {plan.config.tag}"]
     for name, content in plan.uploads.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        table.add_row(name, decimal(size), "replace" if name in there else "upload")
-    for name in plan.unchanged:
-        table.add_row(name, decimal(there[name].size), "there already")
-    for name in plan.deletions:
-        table.add_row(name, "", "delete")
-    console.print(table)
+        lines.append(_line("replace" if name in there else "upload", name, size))
+    lines += [_line("there already", name, there[name].size) for name in plan.unchanged]
+    lines += [_line("delete", name, there[name].size) for name in plan.deletions if name in there]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if plan.tagged:
         console.print(f"tag {plan.config.tag} is there and names exactly this.", highlight=False)
     for part in plan.kept:
         console.print(f"card: {part} was edited on the Hub and stays as it is.", highlight=False)
     if card:
-        console.print(plan.card, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\n{plan.card}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _line(doing: str, name: str, size: int) -> str:
+    return f"  {doing:<14}{decimal(size):>10}  {name}"
 
 
 def _name(setting: Setting) -> str:
