@@ -307,10 +307,10 @@ def publish(
     print_plan(console, plan, card=dry_run)
     if dry_run:
         return
-    if publishing.public and not yes and not Confirm.ask(f"Let everybody see {repo_id}?", default=False):
-        raise ValueError("nothing was published; leave out --public to publish it privately")
+    if publishing.public and not yes:
+        _ask(f"Let everybody see {repo_id}?")
     done = hub.publish(plan)
-    state = "published" if done.fresh else "was published before, nothing to do:"
+    state = "published" if done.fresh else "published before, nothing to do:"
     console.print(
         f"{state} {repo_id}, {plan.subset}, {publishing.tag} (commit {done.commit})\n"
         f'next: load_dataset("{repo_id}", "{plan.subset}", revision="{publishing.tag}")',
@@ -355,6 +355,14 @@ def _located(path: Path, revision: str | None, subset: str | None) -> Path:
         path, revision, subset, say=lambda words: sys.stdout.write(f"{words}\n")
     )
     return found
+
+
+def _ask(question: str) -> None:
+    """Raise ValueError unless somebody says yes."""
+    if not sys.stdin.isatty():
+        raise ValueError("nobody can be asked here whether everybody may see it; pass --yes")
+    if not Confirm.ask(question, default=False):
+        raise ValueError("nothing was published; leave out --public to publish it privately")
 
 
 def _with_hub(module: str) -> ModuleType:

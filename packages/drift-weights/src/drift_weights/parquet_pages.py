@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 """Types of pages; any other is passed over."""
@@ -26,7 +27,8 @@ BY_PREFIX = 7
 _WINDOWS = (512, 1 << 16, 1 << 24)
 """Bytes that may hold a header: its statistics are as long as the values are. Arrow reads no longer one."""
 _HEADERS = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}
-_ENCODING = {DATA: 2, DICTIONARY: 2, DATA_V2: 4}
+_PLAIN_SIZES = {3: 1, 7: 8}
+"""Bytes of Thrift's types of one size: a byte, a double."""
 _SLICE = 1 << 16
 
 
@@ -34,8 +36,7 @@ class PageError(ValueError):
     """A page that cannot be what it says."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """One page's header, and where its bytes are."""
 
     kind: int
@@ -46,9 +47,11 @@ class Page:
     values: int
     """Of a list's column, the elements and the empty lists."""
     encoding: int
-    starts: int
-    """Bytes at the front that say where rows begin, of the second version of pages; never compressed."""
     at: int
+    levels: tuple[int, int] = (0, 0)
+    """Of a page of the second version: bytes of the levels that say where rows begin, and what is null."""
+    packed: bool = True
+    """Whether it is compressed, where its column is."""
 
 
 def pages(file: int, start: int, held: int, values: int) -> Iterator[Page]:
@@ -77,18 +80,19 @@ def pages(file: int, start: int, held: int, values: int) -> Iterator[Page]:
 
 
 def content(file: int, page: Page, codec: str) -> bytes:
-    """The decompressed bytes of a dictionary or of a data page of the first version.
+    """A page's bytes, decompressed; of the second version, without its levels.
 
     Raises:
         PageError: they are not what the header says.
     """
-    data = os.pread(file, page.held, page.at)
-    if codec == "UNCOMPRESSED":
+    front = sum(page.levels)
+    data = os.pread(file, page.held - front, page.at + front)
+    if codec == "UNCOMPRESSED" or not page.packed:
         return data
     # Parquet's own LZ4 has no frame.
     name = "lz4_raw" if codec == "LZ4" else codec.lower()
     try:
-        return bytes(pa.Codec(name).decompress(data, page.size, asbytes=True))
+        return bytes(pa.Codec(name).decompress(data, page.size - front, asbytes=True))
     except (OSError, pa.ArrowException) as error:
         raise PageError(f"a page is broken: {error}") from error
 
@@ -100,12 +104,86 @@ def row_starts(file: int, page: Page, codec: str) -> bytes:
         PageError: the page is broken.
     """
     if page.kind == DATA_V2:
-        return os.pread(file, page.starts, page.at)
+        return os.pread(file, page.levels[0], page.at)
     data = content(file, page, codec)
-    size = int.from_bytes(data[:4], "little")
-    if len(data) < 4 or size > len(data) - 4:
+    return data[4 : _after_levels(data, 0)]
+
+
+def entry_numbers(
+    file: int, page: Page, codec: str, levels: int
+) -> Iterator[tuple[NDArray[np.uint32], int]]:
+    """The numbers of the dictionary's entries that a page's values are, each with how often it stands.
+
+    Args:
+        levels: how many kinds of levels stand before the values, 0 to 2.
+
+    Raises:
+        PageError: the page is broken.
+    """
+    data, at = content(file, page, codec), 0
+    for _ in range(levels if page.kind == DATA else 0):
+        at = _after_levels(data, at)
+    # A page of nulls may end here.
+    bits = data[at] if at < len(data) else 0
+    if bits > 32:
+        raise PageError(f"its numbers have {bits} bits")
+    if bits == 0:
+        yield np.zeros(1, np.uint32), page.values
+        return
+    for number_N, times in runs(memoryview(data)[at + 1 :], bits, page.values, whole=False):
+        yield number_N, times
+
+
+def _after_levels(data: bytes, at: int) -> int:
+    size = int.from_bytes(data[at : at + 4], "little")
+    if at + 4 + size > len(data):
         raise PageError("a page ends before its levels do")
-    return data[4 : 4 + size]
+    return at + 4 + size
+
+
+def runs(
+    data: bytes | memoryview, bits: int, values: int, *, whole: bool = True
+) -> Iterator[tuple[NDArray[np.uint32], int]]:
+    """Numbers in Parquet's mixture of runs of one number and numbers packed bit by bit, some at a time.
+
+    Args:
+        bits: of a number, 1 to 32.
+        values: numbers at most.
+        whole: there must be as many.
+
+    Yields:
+        Numbers, and how often they stand: once each where there are several.
+
+    Raises:
+        PageError: the data end too early.
+    """
+    at, size = 0, (bits + 7) // 8
+    while values > 0 and (whole or at < len(data)):
+        try:
+            head, at = _varint(data, at)
+        except IndexError as error:
+            raise PageError("a page ends before its numbers do") from error
+        length = (head >> 1) * bits if head & 1 else size
+        if head < 2 or at + length > len(data):
+            raise PageError("a page ends before its numbers do")
+        if head & 1:
+            count = min(values, head >> 1 << 3)
+            yield from ((part_N, 1) for part_N in _unpacked(data[at : at + length], bits, count))
+        else:
+            count = min(values, head >> 1)
+            yield np.array([int.from_bytes(data[at : at + length], "little")], np.uint32), count
+        at += length
+        values -= count
+
+
+def _unpacked(packed: bytes | memoryview, bits: int, count: int) -> Iterator[NDArray[np.uint32]]:
+    for first in range(0, count, _SLICE):
+        part = np.frombuffer(packed[first // 8 * bits : (first + _SLICE) // 8 * bits], np.uint8)
+        bit_NB = np.unpackbits(part, bitorder="little").reshape(-1, bits)
+        wide_NB = np.zeros((len(bit_NB), 32), np.uint8)
+        wide_NB[:, :bits] = bit_NB
+        number_N = np.packbits(wide_NB, axis=1, bitorder="little").view("<u4")[:, 0]
+        yield number_N[: count - first]
 
 
 def longest_text(entries: bytes) -> int:
@@ -145,49 +223,25 @@ class RowLengths:
     """Values of the row that is not over yet."""
 
     def add(self, levels: bytes, values: int) -> None:
-        """One page's levels: runs of one level, and levels packed bit by bit.
+        """One page's levels; a row begins where the level is 0.
 
         Raises:
             PageError: levels that end before the values do.
         """
-        at = 0
-        while values > 0:
-            try:
-                run, at = _varint(levels, at)
-            except IndexError as error:
-                raise PageError("a page ends before its levels do") from error
-            count = min(values, run >> 1 << (3 if run & 1 else 0))
-            if run & 1:
-                size = (run >> 1) * self.bits
-                self._packed(levels[at : at + size], count)
+        for level_N, times in runs(levels, self.bits, values):
+            if times > 1:
+                self.current = 1 if level_N[0] == 0 else self.current + times
             else:
-                size = (self.bits + 7) // 8
-                self._run(any(levels[at : at + size]), count)
-            if count == 0 or at + size > len(levels):
-                raise PageError("a page ends before its levels do")
-            at += size
-            values -= count
-
-    def _run(self, inside: bool, count: int) -> None:
-        if inside:
-            self.current += count
-        else:
-            self.current = 1
-        self.longest = max(self.longest, self.current)
-
-    def _packed(self, packed: bytes, count: int) -> None:
-        for first in range(0, count, 8 * _SLICE):
-            begin = first // 8 * self.bits
-            part = np.frombuffer(packed[begin : begin + _SLICE * self.bits], np.uint8)
-            level_N = np.unpackbits(part, bitorder="little").reshape(-1, self.bits)[: count - first]
-            start_N = np.flatnonzero(~level_N.any(axis=1))
-            before = self.current
-            self.current = before + len(level_N)
-            if len(start_N):
-                self.longest = max(self.longest, before + int(start_N[0]))
-                self.longest = max(self.longest, int(np.diff(start_N).max(initial=0)))
-                self.current = len(level_N) - int(start_N[-1])
+                self._several(np.flatnonzero(level_N == 0), len(level_N))
             self.longest = max(self.longest, self.current)
+
+    def _several(self, start_N: NDArray[np.intp], count: int) -> None:
+        if len(start_N) == 0:
+            self.current += count
+            return
+        self.longest = max(self.longest, self.current + int(start_N[0]))
+        self.longest = max(self.longest, int(np.diff(start_N).max(initial=0)))
+        self.current = count - int(start_N[-1])
 
 
 def _page(file: int, at: int, end: int) -> Page:
@@ -206,21 +260,22 @@ def _page(file: int, at: int, end: int) -> Page:
 def _checked(fields: dict[int, Any], at: int, end: int) -> Page:
     kind = fields.get(1, -1)
     header = fields.get(_HEADERS[kind]) if kind in _HEADERS else {1: 0, 2: 0}
-    if not isinstance(header, dict):
+    if type(header) is not dict:
         raise PageError("a page lacks the header of its kind")
-    starts = header.get(6, 0) if kind == DATA_V2 else 0
-    said = (fields.get(2), fields.get(3), header.get(1), header.get(_ENCODING.get(kind, 2)), starts)
-    numbers = [number for number in said if isinstance(number, int) and number >= 0]
-    if len(numbers) < len(said):
-        raise PageError("a page's header lacks a number")
-    size, held, values, encoding, starts = numbers
-    if held > end - at or starts > held:
+    size, held, values, encoding = said = (
+        fields.get(2), fields.get(3), header.get(1), header.get(4 if kind == DATA_V2 else 2)
+    )  # fmt: skip
+    levels = (header.get(6, 0), header.get(5, 0)) if kind == DATA_V2 else (0, 0)
+    for number in (*said, *levels):
+        if type(number) is not int or number < 0:
+            raise PageError("a page's header lacks a number")
+    if held > end - at or sum(levels) > min(held, size):
         raise PageError(f"a page claims {held} bytes where {end - at} are left")
-    return Page(kind=kind, size=size, held=held, values=values, encoding=encoding, starts=starts, at=at)
+    return Page(kind, size, held, values, encoding, at, levels, header.get(7) is not False)
 
 
 def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol: its 32-bit numbers and structs by field, and where it ends.
+    """A struct of Thrift's compact protocol: its 32-bit numbers, truths and structs, and where it ends.
 
     Raises:
         IndexError: the data end before it does.
@@ -230,36 +285,40 @@ def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
         raise PageError("a page's header is nested too deeply")
     found: dict[int, Any] = {}
     field = 0
-    while data[at]:
-        kind, step = data[at] & 15, data[at] >> 4
+    while head := data[at]:
+        kind, step = head & 15, head >> 4
         at += 1
-        before = field
         if step:
             field += step
         else:
+            # Numbers of fields rise, or one could stand twice, and which of them counts is anyone's guess.
+            before = field
             number, at = _varint(data, at)
             field = number >> 1 ^ -(number & 1)
-        if field <= before:
-            raise PageError("a page's header has a field twice")
-        if kind == 12:
-            found[field], at = _struct(data, at, depth + 1)
-        elif kind in (4, 5, 6):
+            if field <= before:
+                raise PageError("a page's header has a field twice")
+        if kind == 5:
             number, at = _varint(data, at)
-            if kind == 5:
-                if number >> 32:
-                    raise PageError("a page's header has a number of more than 32 bits")
-                found[field] = number >> 1 ^ -(number & 1)
+            if number >> 32:
+                raise PageError("a page's header has a number of more than 32 bits")
+            found[field] = number >> 1 ^ -(number & 1)
         elif kind == 8:
             number, at = _varint(data, at)
             at += number
-        elif kind in (3, 7):
-            at += 1 if kind == 3 else 8
-        elif kind not in (1, 2):
+        elif kind in (1, 2):
+            found[field] = kind == 1
+        elif kind == 12:
+            found[field], at = _struct(data, at, depth + 1)
+        elif kind in _PLAIN_SIZES:
+            at += _PLAIN_SIZES[kind]
+        elif kind in (4, 6):
+            _, at = _varint(data, at)
+        else:
             raise PageError("a page's header is broken")
     return found, at + 1
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     found = data[at]
     at += 1
     if found < 128:

@@ -25,6 +25,7 @@ from drift_weights.parquet_pages import (
     PageError,
     RowLengths,
     content,
+    entry_numbers,
     longest_text,
     pages,
     row_starts,
@@ -32,12 +33,12 @@ from drift_weights.parquet_pages import (
 
 BATCH_BYTES = 1 << 27
 """Decoded at once without a closer look."""
-_FREE_BYTES = 1 << 28
+FREE_BYTES = 1 << 28
 """What one row may need however small the file is."""
-_RATIO = 64
+RATIO = 64
 """What one row may need a byte of the file; real data need 10, and 40 where texts repeat themselves."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 8}
-_CLOSER = BATCH_BYTES >> 5
+CLOSER = BATCH_BYTES >> 5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +50,8 @@ class Chunk:
     text: bool
     lists: int
     """Depth of lists around a value."""
+    levels: int
+    """Kinds of levels before the values of a page, 0 to 2."""
     rows: int
     values: int
     width: int
@@ -57,19 +60,23 @@ class Chunk:
     """Bytes in the file."""
     most: int
     """At most the values of one row."""
+    coded: int = 0
+    """Values by dictionary."""
     longest: int = 0
     """At most the bytes of a text of the dictionary."""
+    from_dictionary: int | None = None
+    """At most the bytes of all values by dictionary, once they have been looked at."""
     prefixed: int = 0
-    """At most the bytes of a text that is told by what differs from the text before."""
-    repeated: int = 0
-    """Values that repeat one."""
+    """Values that are told by what differs from the one before."""
+    prefix: int = 0
+    """At most the bytes of such a one."""
     plain: int = 0
     """Bytes of the other texts."""
     dictionary: Page | None = None
     largest: int = 0
     """Bytes to read a page of data."""
     data: list[Page] = field(default_factory=list)
-    """The pages of lists, which may have to be looked into."""
+    """The pages that may have to be looked into, of lists and of texts by dictionary."""
 
     def add(self, page: Page) -> None:
         """Take in what a page claims."""
@@ -82,12 +89,14 @@ class Chunk:
         # The lengths of all texts of such a page are decoded at once.
         lengths = 8 * page.values if page.encoding in BY_LENGTH else 0
         self.largest = max(self.largest, page.size + lengths)
-        if self.lists and page.kind in (DATA, DATA_V2):
+        by_dictionary = page.encoding in BY_DICTIONARY
+        if page.kind in (DATA, DATA_V2) and (self.lists or (self.text and by_dictionary)):
             self.data.append(page)
-        if page.encoding in BY_DICTIONARY or page.encoding == BY_PREFIX:
-            self.repeated += page.values
-            if page.encoding == BY_PREFIX:
-                self.prefixed = max(self.prefixed, page.size)
+        if by_dictionary:
+            self.coded += page.values
+        elif page.encoding == BY_PREFIX:
+            self.prefixed += page.values
+            self.prefix = max(self.prefix, page.size)
         else:
             self.plain += page.size
 
@@ -96,9 +105,12 @@ class Chunk:
         values = min(self.values, rows * self.most)
         if not self.text:
             return values * self.width
-        plain = min(self.plain, -(-values * self.plain // max(self.values - self.repeated, 1)))
-        longest = max(self.longest, self.prefixed)
-        return values * self.width + min(values, self.repeated) * longest + plain
+        others = max(self.values - self.coded - self.prefixed, 1)
+        plain = min(self.plain, -(-values * self.plain // others))
+        coded = min(self.coded, values) * self.longest
+        if self.from_dictionary is not None:
+            coded = min(coded, self.from_dictionary)
+        return values * self.width + coded + min(self.prefixed, values) * self.prefix + plain
 
     @property
     def pages_need(self) -> int:
@@ -106,23 +118,39 @@ class Chunk:
         entries = self.dictionary.size + 16 * self.dictionary.values if self.dictionary else 0
         return 2 * self.largest + entries
 
-    def look_closer(self) -> None:
+    def look_closer(self, rows: int) -> None:
         """Replace what could be at most by what is.
 
         Raises:
             PageError: pages that are broken.
         """
         if self.text and self.dictionary is not None:
-            self.longest = longest_text(content(self.file, self.dictionary, self.codec))
+            coded = [page for page in self.data if page.encoding in BY_DICTIONARY]
+            # Of long texts the numbers are less to read than the texts are.
+            if sum(page.size for page in coded) < self.dictionary.size:
+                self.from_dictionary = self.dictionary.size * self._most_often(coded)
+            if self.needs(rows) > CLOSER:
+                self.longest = longest_text(content(self.file, self.dictionary, self.codec))
         if not self.lists:
             return
-        if self.needs(self.rows) <= _RATIO * self.held:
+        if self.needs(self.rows) <= RATIO * self.held:
             self.most = -(-self.values // max(self.rows, 1))
             return
         lengths = RowLengths(bits=self.lists.bit_length())
         for page in self.data:
             lengths.add(row_starts(self.file, page, self.codec), page.values)
         self.most = lengths.longest
+
+    def _most_often(self, coded: Sequence[Page]) -> int:
+        """How often the most frequent text of the dictionary stands."""
+        assert self.dictionary is not None
+        times_E = np.zeros(self.dictionary.values, np.int64)
+        for page in coded:
+            for number_N, times in entry_numbers(self.file, page, self.codec, self.levels):
+                # What fills up the last bits may be any number.
+                known_N = number_N[number_N < len(times_E)]
+                times_E += times * np.bincount(known_N, minlength=len(times_E))
+        return int(times_E.max(initial=0))
 
 
 def rows_at_once(path: Path, parquet: pq.ParquetFile, rows: int, names: Sequence[str] | None) -> int:
@@ -133,7 +161,7 @@ def rows_at_once(path: Path, parquet: pq.ParquetFile, rows: int, names: Sequence
         names: columns, None for all.
 
     Raises:
-        ValueError: pages that are broken, or that claim what a file of this size cannot be believed to hold.
+        ValueError: broken pages, or such as claim what a file of this size cannot be believed to hold.
     """
     schema = parquet.schema
     columns = [
@@ -144,15 +172,12 @@ def rows_at_once(path: Path, parquet: pq.ParquetFile, rows: int, names: Sequence
     groups = range(parquet.metadata.num_row_groups)
     with path.open("rb") as file:
         claims = [_claims(path, file.fileno(), parquet, group, columns) for group in groups]
-        found = _most_rows(claims, rows)
-        if found < rows:
+        if _largest_batch(claims, rows) > BATCH_BYTES:
             for group, chunks in enumerate(claims):
                 _look_closer(path, group, chunks, rows)
-            found = _most_rows(claims, rows)
-    if found == 1:
-        for group, chunks in enumerate(claims):
-            _refuse_unbelievable(path, group, chunks)
-    return found
+    for group, chunks in enumerate(claims):
+        _refuse_unbelievable(path, group, chunks)
+    return _most_rows(claims, rows)
 
 
 def _claims(
@@ -184,6 +209,7 @@ def _chunk(file: int, parquet: pq.ParquetFile, group: int, column: int) -> Chunk
         codec=of_chunk.compression,
         text=kind.physical_type == "BYTE_ARRAY",
         lists=lists,
+        levels=(lists > 0) + (kind.max_definition_level > 0),
         rows=of_group.num_rows,
         values=of_chunk.num_values,
         width=_WIDTHS.get(kind.physical_type, kind.length) + 4 + 8 * lists,
@@ -199,9 +225,9 @@ def _chunk(file: int, parquet: pq.ParquetFile, group: int, column: int) -> Chunk
 
 def _look_closer(path: Path, group: int, chunks: Sequence[Chunk], rows: int) -> None:
     for chunk in chunks:
-        if chunk.needs(rows) > _CLOSER:
+        if chunk.needs(rows) > CLOSER:
             try:
-                chunk.look_closer()
+                chunk.look_closer(rows)
             except PageError as error:
                 raise ValueError(f"{path}, row group {group}: {error}; fetch it again") from error
 
@@ -227,10 +253,11 @@ def _largest_batch(claims: Sequence[Sequence[Chunk]], rows: int) -> int:
 def _refuse_unbelievable(path: Path, group: int, chunks: Sequence[Chunk], rows: int = 1) -> None:
     need = sum(chunk.pages_need + chunk.needs(rows) for chunk in chunks)
     held = sum(chunk.held for chunk in chunks)
-    if need > _FREE_BYTES and need > _RATIO * held:
+    if need > FREE_BYTES and need > RATIO * held:
+        what = "for a single row" if rows else "for a page of each column"
         raise ValueError(
-            f"{path}, row group {group}: its {held} bytes claim to be {need >> 20} MB in memory "
-            f"{'for a single row' if rows else 'before a row is read'}; do not trust the file: fetch it again"
+            f"{path}, row group {group}: its {held} bytes claim to take {need >> 20} MB of memory {what}; "
+            "do not trust the file, fetch it again"
         )
 
 

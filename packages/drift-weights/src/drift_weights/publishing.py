@@ -222,6 +222,8 @@ def _is_tagged(
 
 def _refuse_other(repo_id: str, before: Repository, name: str, entry: Mapping[str, Any]) -> None:
     other = differences(before.configs[name], entry) if name in before.configs else []
+    # A licence may be said later; that makes no other data set.
+    other = [field for field in other if not field.startswith(("license: ", "problems_license: "))]
     if other:
         raise ValueError(
             f"{repo_id} holds another data set under the name {name}; pass --overwrite to replace it (tags "

@@ -72,17 +72,21 @@ def _info(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     size = sum(shard["bytes"] for shard in entry["shards"])
     return {
         "config_name": name,
-        "features": _name_first(entry["features"]),
+        "features": _in_order(entry["features"]),
         "splits": [{"name": "train", "num_bytes": size, "num_examples": entry["rows"]}],
         "download_size": size,
         "dataset_size": size,
     }
 
 
-def _name_first(value: Any) -> Any:
-    """Features in the order in which they are written by hand; a manifest's keys are sorted."""
+def _in_order(value: Any) -> Any:
+    """Features with their keys in order: a manifest's are sorted, and readers take the first for the type."""
     if isinstance(value, list):
-        return [_name_first(each) for each in value]
+        return [_in_order(each) for each in value]
     if not isinstance(value, dict):
         return value
-    return {key: _name_first(value[key]) for key in sorted(value, key=lambda key: (key != "name", key))}
+    return {key: _in_order(value[key]) for key in sorted(value, key=_place)}
+
+
+def _place(key: str) -> tuple[bool, bool, str]:
+    return key != "name", key == "length", key

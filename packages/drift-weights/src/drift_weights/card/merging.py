@@ -184,11 +184,8 @@ def _merge_entries(
             merged[name] = {field: value for field, value in entry.items() if field != "default"}
     for entry in ours:
         name = entry["config_name"]
-        # The columns of data that are not at hand stay as they were written when they were.
-        there = merged.get(name, {}).get("features") if key == "dataset_info" else None
-        columns = {} if there is None else {"features": there}
-        merged[name] = {"config_name": name, **columns, **entry}
-        ledger.now[f"config: {name}"] = _hash(_dump(merged[name]))
+        merged[name] = entry
+        ledger.now[f"config: {name}"] = _hash(_dump(entry))
     defaults = [name for name, entry in merged.items() if name == "default" or entry.get("default")]
     if key == "configs" and len(defaults) > 1:
         raise ValueError(
