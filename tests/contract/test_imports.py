@@ -57,6 +57,11 @@ def test_only_the_cli_of_weights_parses_and_prints() -> None:
             assert not imported(file) & {"jsonargparse", "rich"}, file
 
 
+def test_only_hub_of_weights_speaks_to_the_hub() -> None:
+    for file in sources("drift_weights"):
+        assert ("huggingface_hub" in imported(file)) == (file.name == "hub.py"), file
+
+
 def test_jsonargparse_lives_in_cli_modules() -> None:
     for package in PACKAGES:
         for file in sources(package):

@@ -1,8 +1,8 @@
 """Mutation testing of the arithmetic of weights: runs mutmut on a copy and prints the score.
 
-uv run --group mutation python tests/mutation/run.py                           all that are not known to be killed
-uv run --group mutation python tests/mutation/run.py 'drift_weights.returns.*'  some, by mutmut's names
-uv run --group mutation python tests/mutation/run.py --report                  the score of the last run again
+uv run --group mutation python tests/mutation/run.py                     all that are not known to be killed
+uv run --group mutation python tests/mutation/run.py 'drift_weights.re*'  some, by mutmut's names
+uv run --group mutation python tests/mutation/run.py --report            the score of the last run again
 
 The copy stays in runs/mutation with what was found out: a run that was stopped goes on where it was, killed
 mutants and those listed in equivalent.toml are tested again once their function changes, others every time.

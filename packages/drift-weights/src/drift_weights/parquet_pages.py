@@ -130,8 +130,7 @@ def entry_numbers(
     if bits == 0:
         yield np.zeros(1, np.uint32), page.values
         return
-    for number_N, times in runs(memoryview(data)[at + 1 :], bits, page.values, whole=False):
-        yield number_N, times
+    yield from runs(memoryview(data)[at + 1 :], bits, page.values, whole=False)
 
 
 def _after_levels(data: bytes, at: int) -> int:

@@ -39,6 +39,8 @@ RATIO = 64
 """What one row may need a byte of the file; real data need 10, and 40 where texts repeat themselves."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 8}
 CLOSER = BATCH_BYTES >> 5
+"""What a column may need of a batch without a look at its texts."""
+_LONG_TEXT = 512
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,7 +129,7 @@ class Chunk:
         if self.text and self.dictionary is not None:
             coded = [page for page in self.data if page.encoding in BY_DICTIONARY]
             # Of long texts the numbers are less to read than the texts are.
-            if sum(page.size for page in coded) < self.dictionary.size:
+            if self.coded * _LONG_TEXT < self.dictionary.size:
                 self.from_dictionary = self.dictionary.size * self._most_often(coded)
             if self.needs(rows) > CLOSER:
                 self.longest = longest_text(content(self.file, self.dictionary, self.codec))

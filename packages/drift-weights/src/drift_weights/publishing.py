@@ -189,8 +189,8 @@ def _taken(api: Api, made: Plan, before: Remote, error: HubError) -> str:
     there, here = now.remote.files, before.files
     other = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     raise HubError(
-        f"{made.repo_id} was changed while this was being published, in {', '.join(other[:_SHOWN])}; nothing "
-        "was overwritten: look at it, and publish again",
+        f"{made.repo_id} was changed while this was being published, in {', '.join(other[:_SHOWN])}; "
+        "nothing was overwritten: look at it, and publish again",
         status=_STALE,
     ) from error
 

@@ -80,7 +80,7 @@ def _info(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_order(value: Any) -> Any:
-    """Features with their keys in order: a manifest's are sorted, and readers take the first for the type."""
+    """Features with their keys in order: a manifest sorts them, and readers take the first for the type."""
     if isinstance(value, list):
         return [_in_order(each) for each in value]
     if not isinstance(value, dict):
