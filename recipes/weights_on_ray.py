@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from drift_weights import Columns, WeightConfig, trajectory_return
 from drift_weights.cli import option_words, refuse, settings
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, open_parquet
-from drift_weights.folder import file_sha256, is_folder, refuse_existing, swap_folder, write_json
+from drift_weights.folder import file_sha256, is_folder, refuse_replacing, swap_folder, write_json
 from drift_weights.group_numbers import GroupNumbers
 from drift_weights.logs import OpenLog
 from drift_weights.manifest import MANIFEST, read_manifest
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         given = vars(parser.parse_args(option_words(sys.argv[1:], flags={"overwrite"})))
         config, columns = settings(WeightConfig, given), settings(Columns, given)
-        refuse_existing(given["output"], overwrite=given["overwrite"])
+        refuse_replacing(given["output"], overwrite=given["overwrite"])
         address = os.environ.get("RAY_ADDRESS", "local")
         with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
             facts = weigh_on_ray(config=config, columns=columns, **given)
@@ -128,9 +128,7 @@ def weigh_on_ray(
         ValueError: bad input; file, row and field are named.
         FileExistsError: the output is there and `overwrite` is off, or it is no folder of ours.
     """
-    refuse_existing(output, overwrite=overwrite)
-    if output.exists() and not is_folder(output) and (output.is_file() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is no folder of drift data; remove it yourself or choose another")
+    refuse_replacing(output, overwrite=overwrite)
     job = _job(input.absolute(), output.absolute(), config or WeightConfig(), columns or Columns(), format)
     # The workers need not have this file.
     take_along: Callable[[ModuleType], None] = cloudpickle.register_pickle_by_value

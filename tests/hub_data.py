@@ -1,6 +1,6 @@
 """Small data sets to publish, and where clients in this process keep what they fetch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
@@ -34,7 +34,7 @@ ROLLOUT = {
 }
 
 
-def trajectories(path: Path, groups: str = "ab") -> Path:
+def trajectories(path: Path, groups: Sequence[str] = "ab") -> Path:
     """A rollout set: in every group one dialogue is solved."""
     rows = [
         trajectory(group, sample, [str(turn) for turn in range(sample + 1)], ended=ended)
@@ -44,7 +44,7 @@ def trajectories(path: Path, groups: str = "ab") -> Path:
     return write_folder(path, to_table(rows), "trajectories", ROLLOUT)
 
 
-def weighted(path: Path, groups: str = "ab", beta: float = 0.1) -> Path:
+def weighted(path: Path, groups: Sequence[str] = "ab", beta: float = 0.1) -> Path:
     """Weighted turns of such a rollout set, made as a user makes them."""
     rollouts = trajectories(path.with_name(f"{path.name}-rollouts"), groups)
     reweight_file(rollouts, path, WeightConfig(beta=beta))

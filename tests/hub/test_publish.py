@@ -239,6 +239,63 @@ def test_a_damaged_copy_is_not_taken_for_the_data_set(hub: LoopbackHub, api: Api
     assert get(api, tmp_path / "got", overwrite=True).fresh
 
 
+def test_a_pull_replaces_no_folder_of_something_else(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
+    put(api, weighted(tmp_path / "w"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match="is no folder of drift data"):
+        get(api, tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years"
+
+
+def test_a_damaged_cache_is_fetched_anew(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
+    put(api, weighted(tmp_path / "w"))
+    for damage in ("data/part-00000.parquet", "drift.json"):
+        got = fetch(REPO, "v0.1.0", api=api)
+        (got.path / damage).write_bytes(b"{")
+        again = fetch(REPO, "v0.1.0", api=api)
+        assert (again.fresh, rows_of(again.path)) == (True, rows_of(tmp_path / "w"))
+
+
+def test_a_licence_may_be_said_later(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
+    put(api, weighted(tmp_path / "w"))
+    put(api, tmp_path / "w", "v0.1.1", license="cc-by-4.0")
+    put(api, tmp_path / "w", "v0.1.2")
+    for tag, license in (("v0.1.0", None), ("v0.1.1", "cc-by-4.0"), ("v0.1.2", "cc-by-4.0")):
+        assert get(api, tmp_path / tag, tag).manifest.get("license") == license
+    assert b"license: cc-by-4.0" in hub.files(REPO)["README.md"]
+
+
+def test_what_a_user_wrote_on_the_card_stays(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
+    put(api, weighted(tmp_path / "w"))
+    card = hub.files(REPO)["README.md"].replace(b"## Columns", b"## Columns, as I see them")
+    hub.put(REPO, {"README.md": card + b"\nWritten by hand.\n"})
+    put(api, weighted(tmp_path / "x", beta=0.2), "v0.2.0")
+    kept = hub.files(REPO)["README.md"]
+    assert b"## Columns, as I see them" in kept
+    assert b"\nWritten by hand.\n" in kept
+    assert b"beta0.2" in kept
+
+
+def test_secrets_and_private_paths_stop_an_upload(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
+    token = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
+    folder = trajectories(tmp_path / "r", "a")
+    manifest = json.loads((folder / "drift.json").read_text())
+    for field, value, says in (
+        ("prompt", {"user": f"use {token}"}, r"drift\.json, rollout\.prompt\.user: .*Hugging Face"),
+        ("model", "/home/ada/models/policy", r"drift\.json, rollout\.model: an absolute path"),
+    ):
+        rollout = manifest["rollout"] | {field: value}
+        (folder / "drift.json").write_text(json.dumps(manifest | {"rollout": rollout}))
+        with pytest.raises(ValueError, match=says) as error:
+            put(api, folder)
+        assert token not in str(error.value)
+    leaky = trajectories(tmp_path / "leaky", [token])
+    with pytest.raises(ValueError, match=r"leaky/data/part-00000\.parquet, row 0, .*Hugging Face token"):
+        put(api, leaky)
+    assert not hub.store.repos
+
+
 def test_a_fetched_commit_needs_no_hub(hub: LoopbackHub, api: Api, tmp_path: Path) -> None:
     put(api, weighted(tmp_path / "w"))
     got = fetch(REPO, "v0.1.0", api=api)

@@ -304,24 +304,11 @@ def maths(random: Random) -> Iterator[str]:
 
 def code(random: Random) -> Iterator[str]:
     """Source, configuration, addresses, hashes and identifiers."""
-    words = [
-        "get",
-        "Token",
-        "From",
-        "Hub",
-        "Config",
-        "Model",
-        "Attention",
-        "Block",
-        "V2",
-        "HTTP",
-        "load",
-        "All",
-    ]
+    words = ["get", "Token", "From", "Hub", "Config", "Model", "Attention", "Block", "load", "All"]
     camel = "".join(random.choices(words, k=9))
     snake = "_".join(random.choices(words, k=9)).lower()
     noise = random.randbytes(48)
-    yield f"from huggingface_hub import hf_hub_download, hf_{snake}, hf_{camel}\nsk-learn; import sklearn as sk"
+    yield f"from huggingface_hub import hf_hub_download, hf_{snake}\nsk-learn; import sklearn as sk"
     yield f"def {snake}(self, api_key: str = os.environ['API_KEY'], token=self.{snake}) -> {camel}: ..."
     yield f'api_key={camel}Or{camel}, "token": "{snake}", password: {snake}, fw_{camel[:28]}'
     yield f"My{camel}Services.Module{camel[0]}.{camel}{camel}: N{camel}.Config.{camel}Handler"

@@ -38,11 +38,7 @@ class FolderWriter:
     """
 
     def __init__(self, path: Path, kind: str, *, overwrite: bool = False) -> None:
-        refuse_existing(path, overwrite=overwrite)
-        if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
-            raise FileExistsError(
-                f"{path} is no folder of drift data; remove it yourself or choose another"
-            )
+        refuse_replacing(path, overwrite=overwrite)
         self.path, self.kind = path, kind
         self._scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
         self._shards: list[dict[str, Any]] = []
@@ -201,6 +197,17 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if taken and not overwrite:
         raise FileExistsError(f"{path} exists; choose another output or pass --overwrite")
+
+
+def refuse_replacing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to put a folder of drift data in the place of anything else, whatever `overwrite` says.
+
+    Raises:
+        FileExistsError: `path` holds something and `overwrite` is off, or it is no folder of ours.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is no folder of drift data; remove it yourself or choose another")
 
 
 def shard_entry(path: Path, name: str, rows: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The only module that imports huggingface_hub (the extra `drift-weights[hub]`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class RemoteFile:
     size: int
     sha256: str | None
     """None for a small file that git itself holds."""
+    blob: str
+    """As git names the content of a small file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,13 +89,13 @@ def look(api: Api, repo_id: str) -> Remote | None:
     newest = str(info.sha)
     files = files_of(api, repo_id, newest)
     refs = asked(lambda: api.list_repo_refs(repo_id, repo_type="dataset"), repo_id)
-    card = text_of(api, repo_id, newest, CARD) if CARD in files else None
+    card = text_of(api, repo_id, newest, CARD, files) if CARD in files else None
     return Remote(
         commit=newest,
         private=bool(info.private),
         files=files,
         tags={tag.name: tag.target_commit for tag in refs.tags},
-        repository=repository_at(api, repo_id, newest) if MANIFEST in files else None,
+        repository=repository_at(api, repo_id, newest, files) if MANIFEST in files else None,
         card=None if card is None else card.decode(),
     )
 
@@ -104,26 +107,47 @@ def files_of(api: Api, repo_id: str, commit: str) -> dict[str, RemoteFile]:
         repo_id,
     )
     return {
-        entry.path: RemoteFile(size=entry.size, sha256=None if entry.lfs is None else entry.lfs.sha256)
+        entry.path: RemoteFile(
+            size=entry.size, sha256=None if entry.lfs is None else entry.lfs.sha256, blob=entry.blob_id
+        )
         for entry in tree
         if isinstance(entry, RepoFile)
     }
 
 
-def repository_at(api: Api, repo_id: str, commit: str) -> Repository:
+def repository_at(api: Api, repo_id: str, commit: str, files: Mapping[str, RemoteFile]) -> Repository:
     """The manifest of a repository at a commit.
 
     Raises:
         HubError: there is none, or the Hub did not answer.
         ValueError: it cannot be read.
     """
-    return read_repository(text_of(api, repo_id, commit, MANIFEST), f"{MANIFEST} of {repo_id}")
+    content = text_of(api, repo_id, commit, MANIFEST, files)
+    return read_repository(content, f"{MANIFEST} of {repo_id}")
 
 
-def text_of(api: Api, repo_id: str, commit: str, file: str) -> bytes:
-    """The content of a small file at a commit."""
-    with TemporaryDirectory() as folder:
-        return download(api, repo_id, commit, file, Path(folder)).read_bytes()
+def text_of(api: Api, repo_id: str, commit: str, name: str, files: Mapping[str, RemoteFile]) -> bytes:
+    """The content of a small file at a commit, held to what the listing says of it.
+
+    Raises:
+        HubError: there is no such file, it comes damaged, or the Hub did not answer.
+    """
+    if name not in files:
+        raise HubError(f"{repo_id} has no {name} at {commit[:12]}; drift-weights did not publish that")
+    for again in (False, True):
+        with TemporaryDirectory() as folder:
+            content = download(api, repo_id, commit, name, Path(folder), again=again).read_bytes()
+        if _is_whole(content, files[name]):
+            return content
+    raise HubError(f"{repo_id}: {name} comes damaged from the Hub; run it again")
+
+
+def _is_whole(content: bytes, file: RemoteFile) -> bool:
+    if file.sha256 is not None:
+        return hashlib.sha256(content).hexdigest() == file.sha256
+    # Git's own name of a blob, no protection against an attacker.
+    head = b"blob %d\0" % len(content)
+    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest() == file.blob
 
 
 def cache_folder(repo_id: str, commit: str) -> Path:

@@ -215,10 +215,11 @@ def _strings(value: Any, path: str = "", name: str = "") -> Iterator[tuple[str, 
 
 def _personal(user: str, home: str, known: Collection[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
     """What is looked for on this machine only: its home folder, and its user's names."""
+    home = home.rstrip("\\/")
     if len(PurePath(home).parts) > 2:
         yield _PATH, re.compile(rf"{re.escape(home)}(?![\w-])")
     public = _NOBODYS | {name.lower() for name in known}
-    names = {name for name in (user, re.split(r"[\\/]", home.rstrip("\\/"))[-1]) if len(name) >= 3}
+    names = {name for name in (user, re.split(r"[\\/]", home)[-1]) if len(name) >= 3}
     wanted = sorted(re.escape(name) for name in names if name.lower() not in public)
     if wanted:
         # An underscore parts words here: alice_run_3 is Alice's.
@@ -255,7 +256,7 @@ _LISTS = (
 )
 _PATH = "an absolute path"
 _USER = "a user name"
-_WEB = re.compile(r"""https?://[^\s,;'"<>)\]}]*""")
+_WEB = re.compile(r"""(?i)\b(?!file:)[a-z][a-z0-9+.-]{1,20}://[^\s,;'"<>)\]}]*""")
 _ROOTS = (
     "home|Users|root|mnt|tmp|var|opt|srv|usr|data|datasets|scratch|work|workspace|media|private|Volumes|"
     "lustre|gpfs|nfs|content|kaggle|dbfs|projects?|storage|shared?|efs|fsx"
@@ -268,7 +269,7 @@ _PATHS = tuple(
         rf"(?<![\w.~/-])/(?:{_ROOTS})/[\w.@+-]",
         r"/(?:home|Users)/[\w.-]",
         # Windows: a drive; T:\Omega\to\mathbb{R} stands in formulas, so there only before a usual root.
-        r"^\s*[A-Za-z]:[\\/](?![\\/])[^{}$\n]+$",
+        r"^\s*[A-Za-z]:[\\/](?![\\/])[^{}$\n]*$",
         r"^[^{}$]*?(?<!\w)([A-Z]:\\\w[\w .-]*\\\w)[^{}$]*$",
         r"(?i)(?<![A-Za-z0-9])[A-Z]:[\\/]+(?:Users|Documents and Settings|te?mp|data|work|projects?)[\\/]",
         # A share.

@@ -20,6 +20,7 @@ from drift_weights.hub import (
     RemoteFile,
     commit,
     create,
+    files_of,
     hub_api,
     look,
     publish_to_all,
@@ -122,7 +123,8 @@ def publish(made: Plan, *, api: Api | None = None) -> Published:
     if made.remote is None:
         create(api, made.repo_id)
         made = _plan(made.audited, made.repo_id, made.config, api)
-    assert made.remote is not None
+    if made.remote is None:
+        raise HubError(f"{made.repo_id} was made, and the Hub does not show it yet; publish again")
     found = _committed(api, made, made.remote)
     if not made.tagged:
         set_tag(api, made.repo_id, made.config.tag, found)
@@ -210,7 +212,8 @@ def _is_tagged(
     """Whether the tag is there and names this data set; one that names another is never moved."""
     if tag not in remote.tags:
         return False
-    named = repository_at(api, repo_id, remote.tags[tag])
+    there = remote.tags[tag]
+    named = repository_at(api, repo_id, there, files_of(api, repo_id, there))
     other = differences(named.configs[name], entry) if name in named.configs else [f"no {name} there"]
     if other:
         raise ValueError(

@@ -14,7 +14,7 @@ from drift_weights.folder import (
     file_sha256,
     folder_shards,
     is_folder,
-    refuse_existing,
+    refuse_replacing,
     swap_folder,
     write_json,
 )
@@ -86,7 +86,7 @@ def pull(
     with locked(cache_folder(repo_id, commit), place):
         there = _already(out, manifest)
         if not there:
-            refuse_existing(out, overwrite=overwrite)
+            refuse_replacing(out, overwrite=overwrite)
             _check_remote(files, entry, repo_id)
             _fetch(api, repo_id, commit, entry, manifest, out)
     return Pulled(path=out, subset=name, commit=commit, manifest=manifest, fresh=not there)
@@ -97,11 +97,11 @@ def fetch(repo_id: str, revision: str, *, subset: str | None = None, api: Api | 
     api = api or hub_api()
     commit = resolve(api, check_repo_id(repo_id), check_revision(revision))
     home = cache_folder(repo_id, commit) / (subset or "_default")
-    if is_folder(home):
-        manifest = read_manifest(home)
+    manifest = _intact(home)
+    if manifest is not None:
         name = manifest["hub"]["subset"]
         return Pulled(path=home, subset=name, commit=commit, manifest=manifest, fresh=False)
-    return pull(repo_id, home, revision=commit, subset=subset, api=api)
+    return pull(repo_id, home, revision=commit, subset=subset, overwrite=True, api=api)
 
 
 def located(path: Path, revision: str | None, subset: str | None, *, say: Callable[[str], None]) -> Path:
@@ -144,22 +144,27 @@ def pinned(path: Path, revision: str | None) -> str | None:
 
 def _already(out: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether `out` holds exactly this; where it came from another commit, the new pin is written down."""
-    if not is_folder(out):
-        return False
-    shards = [shard["sha256"] for shard in manifest["shards"]]
-    there = read_manifest(out)
-    if [shard["sha256"] for shard in there["shards"]] != shards:
-        return False
-    try:
-        folder_shards(out, manifest["kind"])
-    except ValueError:
-        # Damaged since; --overwrite fetches it anew.
+    there = _intact(out)
+    if there is None:
         return False
     if {**there, "hub": None} != {**manifest, "hub": None}:
         return False
     if there != manifest:
         write_json(out / MANIFEST, manifest)
     return True
+
+
+def _intact(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder whose shards are all there as it says; None where they are not."""
+    if not is_folder(folder):
+        return None
+    try:
+        manifest = read_manifest(folder)
+        folder_shards(folder, manifest["kind"])
+    except ValueError:
+        # Damaged since; it is fetched anew, if it may be replaced.
+        return None
+    return manifest
 
 
 def _repository(api: Api, repo_id: str, commit: str, files: Mapping[str, RemoteFile]) -> Repository:
@@ -172,7 +177,7 @@ def _repository(api: Api, repo_id: str, commit: str, files: Mapping[str, RemoteF
         raise ValueError(
             f"{repo_id}: {MANIFEST} has {files[MANIFEST].size} bytes; do not trust this revision"
         )
-    return repository_at(api, repo_id, commit)
+    return repository_at(api, repo_id, commit, files)
 
 
 def _fetch(

@@ -147,6 +147,8 @@ def added(before: Repository | None, name: str, entry: dict[str, Any], *, defaul
     configs = dict(before.configs) if before is not None else {}
     configs[name] = entry
     first = name if before is None or default else before.default
+    # In the order in which they are read again, so that a card made of them is the same.
+    configs = dict(sorted(configs.items()))
     return Repository(default=first, configs=configs, card={} if before is None else before.card)
 
 

@@ -43,7 +43,7 @@ def scrambled(drawn: str) -> bool:
     # inCamelCase reads as incamelcase.
     plain = re.sub("(?<![A-Z0-9])[A-Z](?=[a-z])", lambda capital: capital[0].lower(), plain)
     changes = sum((a.isdigit(), a.isupper()) != (b.isdigit(), b.isupper()) for a, b in pairwise(plain))
-    return varied(drawn) and 6 * changes >= len(plain)
+    return varied(drawn) and 8 * changes >= len(plain)
 
 
 def mixed_case(drawn: str) -> bool:
@@ -55,7 +55,9 @@ def password(drawn: str) -> bool:
     """No placeholder, as in user:password@host, {user}:{password}@host and user:$PASS@host."""
     variable = re.match(r"[{<\[]|%[s({]|\$[{(A-Z]|\*\*", drawn)
     letters = re.sub("[^a-z]", "", drawn.lower())
-    return not variable and letters not in _NO_PASSWORDS and len(set(drawn)) > 2
+    # As in docker://image:22.04@sha256:…
+    version = re.fullmatch(r"v?\d+(?:\.\d+)+[\w-]*", drawn)
+    return not variable and not version and letters not in _NO_PASSWORDS and len(set(drawn)) > 2
 
 
 _JWT_EXAMPLE = "eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI"
@@ -85,7 +87,7 @@ _PREFIXED = (
     ("a Google OAuth token", r"(?:ya29\.|1//0)([\w-]{30,})"),
     ("an AWS access key id", r"(?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA)([A-Z0-9]{16})"),
     ("an Azure storage key", r"AccountKey=([A-Za-z0-9+/]{86}==)"),
-    ("an Azure shared access signature", r"sig=([A-Za-z0-9%+/]{43,64}(?:%3D|=))"),
+    ("an Azure shared access signature", r"sig(?:=|%3D)([A-Za-z0-9%+/]{43,64}(?:%3D|=))"),
     ("a GitHub token", r"gh[oprsu]_([^\W_]{36,255})"),
     ("a GitHub token", r"github_pat_([^\W_]{22}_[^\W_]{59})"),
     (
