@@ -60,7 +60,7 @@ def beginning(*starts: str, length: int, alphabet: str = ALNUM, end: str = "") -
 
 
 def joined(*parts: tuple[int, str] | str) -> Maker:
-    """A token of random parts (length and alphabet) and constant ones; the longest random part is secret."""
+    """A token of random parts (length and alphabet) and constant ones; the longest random part is it."""
 
     def make(draw: Draw) -> Made:
         made = [part if isinstance(part, str) else draw(*part) for part in parts]

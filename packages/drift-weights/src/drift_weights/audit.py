@@ -17,10 +17,10 @@ import pyarrow as pa
 from drift_weights.columns import Columns
 from drift_weights.features import features_yaml
 from drift_weights.files import open_parquet
-from drift_weights.folder import ROW_GROUP
+from drift_weights.folder import ROW_GROUP, folder_shards
 from drift_weights.inspection import HISTOGRAM_EDGES, Inspection, inspect_ledger
 from drift_weights.ledger import Ledger
-from drift_weights.manifest import MANIFEST
+from drift_weights.manifest import MANIFEST, read_manifest
 from drift_weights.sources import Advance, TrajectorySource, Weighable, WeightedSource, weighable
 from drift_weights.weighing import WeighedBatch, Weighing, WeightConfig
 
@@ -54,11 +54,13 @@ def audit(path: Path, *, advance: Advance | None = None) -> Audited:
             that do not fit the schema; a weight that is not finite, or not the one that its return,
             its group and the manifest's β give; statistics other than the manifest's.
     """
+    said = read_manifest(path)
+    # Before any row is read: what the footers claim.
+    schema = _check_files(said, folder_shards(path, said["kind"])[0])
     found = weighable(path, WeightConfig(), Columns(), advance=advance)
     source = found.source
-    if not isinstance(source, TrajectorySource | WeightedSource) or source.manifest is None:
-        raise ValueError(f"{path} is no folder of drift data; run drift-weights reweight on it first")
-    schema = _check_files(path, source.manifest, source.files)
+    assert isinstance(source, TrajectorySource | WeightedSource)
+    assert source.manifest is not None
     if isinstance(source, WeightedSource):
         _check_weights(source, found.ledger)
     statistics = _statistics(found)
@@ -70,7 +72,7 @@ def audit(path: Path, *, advance: Advance | None = None) -> Audited:
     )
 
 
-def _check_files(path: Path, manifest: Mapping[str, Any], files: Sequence[Path]) -> pa.Schema:
+def _check_files(manifest: Mapping[str, Any], files: Sequence[Path]) -> pa.Schema:
     schema: pa.Schema | None = None
     for file, shard in zip(files, manifest["shards"], strict=True):
         if file.stat().st_size > LARGEST_SHARD:

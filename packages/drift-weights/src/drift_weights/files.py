@@ -14,11 +14,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drift_weights.parquet_footer import opened
-from drift_weights.parquet_plan import BATCH_BYTES, rows_at_once
-
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+_STEP = 256
+"""Rows of text or lists decoded at once: a few hundred bytes of Parquet can say that every row holds
+the same megabyte."""
+_BATCH_BYTES = 1 << 26
+"""Decoded bytes from which on a batch is handed out with fewer rows than asked for."""
 
 
 def file_format(path: Path) -> str:
@@ -100,10 +102,11 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file.
 
     Raises:
-        ValueError: it is none, or broken, or its footer claims what it cannot hold.
+        ValueError: it is none, or broken.
     """
     try:
-        parquet = opened(path)
+        # Page by page, so that memory does not hold whole column chunks.
+        parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
@@ -116,27 +119,35 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def parquet_batches(path: Path, rows: int, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, at most `rows` at a time, and only the columns named.
 
-    Memory is bounded whatever the file claims; the same file gives the same batches.
+    Batches hold fewer rows where those are large; the same file gives the same batches.
 
     Raises:
-        ValueError: a broken file, or one that claims what it cannot hold.
+        ValueError: a broken file, or one that asks for more memory than there is.
     """
     columns = None if names is None else list(names)
     parquet = open_parquet(path)
-    step = rows_at_once(path, parquet, rows, columns)
+    step = rows if _fixed_width(parquet.schema_arrow, columns) else min(rows, _STEP)
     try:
         batches = parquet.iter_batches(batch_size=step, columns=columns, use_threads=False)
         yield from batches if step == rows else _joined(batches, rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise ValueError(f"{path} is no readable Parquet file: {error}") from error
+        raise ValueError(
+            f"{path} is no readable Parquet file, or asks for too much memory: {error}"
+        ) from error
+
+
+def _fixed_width(schema: pa.Schema, columns: Sequence[str] | None) -> bool:
+    names = schema.names if columns is None else columns
+    kinds = (schema.field(name).type for name in names if name in schema.names)
+    return all(pa.types.is_primitive(kind) for kind in kinds)
 
 
 def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches put together as long as they stay small, and have at most `rows` rows."""
+    """Batches put together until they have `rows` rows or are large."""
     held: list[pa.RecordBatch] = []
     count = size = 0
     for batch in batches:
-        if held and (count + batch.num_rows > rows or size + batch.nbytes > BATCH_BYTES):
+        if held and (count + batch.num_rows > rows or size + batch.nbytes > _BATCH_BYTES):
             yield pa.concat_batches(held)
             held, count, size = [], 0, 0
         held.append(batch)
