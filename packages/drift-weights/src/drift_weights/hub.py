@@ -239,7 +239,7 @@ def download(api: Api, repo_id: str, commit: str, file: str, folder: Path, *, ag
             repo_id, file, repo_type="dataset", revision=commit, local_dir=folder, force_download=again
         ),
         f"{repo_id}, {file} at {commit[:12]}",
-        waits=(),  # downloads are tried again, and go on where they stopped, in the client
+        waits=_WAITS[:2],  # the client tries most of it again itself, and goes on where it stopped
     )
     return Path(found)
 
