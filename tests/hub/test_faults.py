@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from fault_matrix import KINDS, WORK, points, run_all
 
+from hub.fault_matrix import KINDS, WORK, points, run_all
 from loopback_hub import LoopbackHub, patient_clients
 
 
