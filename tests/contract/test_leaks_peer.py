@@ -7,7 +7,7 @@ from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_cla
 from detect_secrets.plugins.base import BasePlugin
 
 from drift_weights.leaks import leaks_in_text
-from weights.made_up_secrets import MAKERS, Draw
+from made_up_secrets import MAKERS, Draw
 
 LEFT_OUT = {
     "Base64 High Entropy String": "knows no provider: every hash and id of a data set has high entropy",

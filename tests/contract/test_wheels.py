@@ -54,7 +54,14 @@ def test_drift_weights_alone_runs_its_own_tests(wheels: Path, tmp_path: Path) ->
     for heavy in ("torch", "datasets", "pandas", "transformers", "huggingface"):
         assert heavy not in installed
     shutil.copytree(ROOT / "tests" / "weights", tmp_path / "tests" / "weights")
-    for module in ("conftest.py", "strategies.py", "rows.py", "inspect_logs.py", "cards.py"):
+    for module in (
+        "conftest.py",
+        "strategies.py",
+        "rows.py",
+        "inspect_logs.py",
+        "cards.py",
+        "made_up_secrets.py",
+    ):
         shutil.copy(ROOT / "tests" / module, tmp_path / "tests")
     settings = "[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\n"
     (tmp_path / "pytest.ini").write_text(settings)

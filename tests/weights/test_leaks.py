@@ -25,8 +25,8 @@ from drift_weights.folder import read_manifest, write_folder
 from drift_weights.leaks import Leak, leaks_in_batch, leaks_in_json, leaks_in_text, private_in_json
 from drift_weights.schema import to_table
 from drift_weights.secret_shapes import MARKS, SHAPES
+from made_up_secrets import ALNUM, HEX, LETTERS, MAKERS, Draw, Made, made_up
 from rows import trajectory
-from weights.made_up_secrets import ALNUM, HEX, LETTERS, MAKERS, Draw, Made, made_up
 
 PROVIDERS = sorted(MAKERS)
 BEFORE = st.sampled_from(
