@@ -242,7 +242,7 @@ def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert manifest["problems"] == {"count": 3, "repeated": 1}
     assert (made["verifier"], made["sampling"]["temperature"], made["samples"]) == ("exact/1", 0.0, 1)
     assert made["prompt"] == {"user": "Problem: {problem}", "system": None}
-    assert (manifest["origin"]["model"], manifest["origin"]["problems"]["name"]) == (str(model), file.name)
+    assert (manifest["origin"]["model"], manifest["origin"]["problems"]["name"]) == (model.name, file.name)
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert (scores["policies"][0]["problems"], scores["policies"][0]["max_turns"]) == (3, 2)
     assert (tmp_path / "out/accuracy.png").is_file()
