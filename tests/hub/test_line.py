@@ -70,7 +70,7 @@ def test_publish_pull_train_and_evaluate(hub: LoopbackHub, tmp_path: Path) -> No
     (trainer.home / "fit.yaml").write_text(yaml.safe_dump(config))
     said = trainer.runs("drift-train", "fit", "--config", "fit.yaml")
     assert f"took {REPO} from the Hub" in said
-    trainer.runs("drift-train", "export", "runs/version_0/checkpoints/last.ckpt", "trained")
+    trainer.runs("drift-train", "export", "runs/version_0", "trained")
     evaluation = ["problems.jsonl", "trained", "eval", "--max_new_tokens", "6", "--max_turns", "2"]
     table = trainer.runs("drift-eval", "run", *evaluation)
     assert "multi@2" in table

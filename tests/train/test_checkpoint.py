@@ -1,15 +1,23 @@
-"""A fit that is stopped in the middle goes on from last.ckpt and ends bit-equal to the straight one."""
+"""A fit that is stopped goes on from its newest state and ends bit-equal to the straight one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from drift_train import LastCheckpoint, WeightedDataModule, WeightedSFT
+from drift_train import (
+    LastCheckpoint,
+    SingleDevice,
+    WeightedDataModule,
+    WeightedSFT,
+    newest,
+    read_state,
+)
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import StopAfter, random_rows, weighted_table
 
@@ -22,14 +30,24 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fit(
-    policy: str, folder: Path, *callbacks: Any, steps: int = 7, ckpt: Path | None = None
+    policy: str,
+    folder: Path,
+    *callbacks: Any,
+    steps: int = 7,
+    ckpt: Path | None = None,
+    keep: int = 1,
+    strategy: Any = None,
+    table: pa.Table = TABLE,
+    **data_settings: Any,
 ) -> WeightedSFT:
     module = WeightedSFT(policy, 2e-3, gradient_clip=1.0)
-    data = WeightedDataModule.from_table(TABLE, policy, batch_size=5, weighting="resample", val_share=0.3)
+    settings = {"batch_size": 5, "weighting": "resample", "val_share": 0.3, **data_settings}
+    data = WeightedDataModule.from_table(table, policy, **settings)
     Trainer(
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[LastCheckpoint(3, dirpath=str(folder)), *callbacks],
+        strategy=strategy or SingleDevice("cpu"),
+        callbacks=[LastCheckpoint(3, keep, dirpath=str(folder)), *callbacks],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -38,15 +56,15 @@ def fit(
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True)["global_step"])
+    return read_state(newest(checkpoint)).step
 
 
 @pytest.fixture(scope="module")
 def straight(policy: str, tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
     folder = tmp_path_factory.mktemp("straight")
     module = fit(policy, folder)
-    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
-    assert step_of(folder / "last.ckpt") == 7, "the end is kept, though 7 is no multiple of 3"
+    assert [path.name for path in folder.iterdir()] == ["step-000007"]
+    assert step_of(folder) == 7, "the end is kept, though 7 is no multiple of 3"
     return [p.detach() for p in module.parameters()]
 
 
@@ -60,48 +78,81 @@ def test_a_stopped_fit_goes_on_and_ends_the_same(
 ) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         fit(policy, tmp_path, StopAfter(stop))
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    assert step_of(tmp_path / "last.ckpt") == kept
-    resumed = fit(policy, tmp_path, ckpt=tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{kept:06d}"]
+    assert step_of(tmp_path) == kept
+    resumed = fit(policy, tmp_path, ckpt=tmp_path)
     assert resumed.trainer.global_step == 7
     assert equal(resumed, straight)
-    assert step_of(tmp_path / "last.ckpt") == 7
+    assert step_of(tmp_path) == 7
 
 
 def test_a_finished_fit_goes_on_with_more_steps(
     policy: str, straight: list[torch.Tensor], tmp_path: Path
 ) -> None:
     fit(policy, tmp_path / "short", steps=4)
-    longer = fit(policy, tmp_path / "longer", ckpt=tmp_path / "short" / "last.ckpt")
+    longer = fit(policy, tmp_path / "longer", ckpt=tmp_path / "short")
     assert equal(longer, straight)
-    assert step_of(tmp_path / "short" / "last.ckpt") == 4
+    assert step_of(tmp_path / "short") == 4
 
 
-def test_a_save_that_is_killed_leaves_the_state_before_it(
-    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_save_that_breaks_leaves_the_state_before_it(
+    policy: str, straight: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Trainer.save_checkpoint
+    save = torch.save
 
-    def torn(self: Trainer, path: Path, **settings: Any) -> None:
-        save(self, path, **settings)
-        if self.global_step == 6:
-            Path(path).write_bytes(Path(path).read_bytes()[:100])
-            raise RuntimeError("killed")
+    def torn(content: Any, path: Path) -> None:
+        if content["global_step"] == 6:
+            raise OSError("disk full")
+        save(content, path)
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", torn)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(policy, tmp_path)
-    assert step_of(tmp_path / "last.ckpt") == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", torn)
+        with pytest.raises(OSError, match="disk full"):
+            fit(policy, tmp_path)
+    assert step_of(tmp_path) == 3
+    assert equal(fit(policy, tmp_path, ckpt=tmp_path), straight)
 
 
 def test_another_fits_state_is_left_alone(policy: str, tmp_path: Path) -> None:
     fit(policy, tmp_path, steps=1)
-    before = (tmp_path / "last.ckpt").read_bytes()
     with pytest.raises(FileExistsError, match="is of another fit; go on from it with --ckpt_path"):
         fit(policy, tmp_path, steps=1)
-    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_path_is_never_used_twice(policy: str, straight: list[torch.Tensor], tmp_path: Path) -> None:
+    """Going on from a step that is not the newest: the steps after it are made anew, beside the old."""
+    fit(policy, tmp_path, keep=9)
+    first = (tmp_path / "step-000006" / "state.json").read_bytes()
+    assert equal(fit(policy, tmp_path, ckpt=tmp_path / "step-000003", keep=9), straight)
+    assert (tmp_path / "step-000006" / "state.json").read_bytes() == first
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("step-000003", "step-000006", "step-000007"),
+        *("step-000006-v1", "step-000007-v1"),
+    }
+    assert newest(tmp_path).name == "step-000007-v1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6}, "data.batch_size is 6, the checkpoint was trained with 5"),
+        ({"seed": 9}, "data.seed is 9, the checkpoint was trained with 0"),
+        ({"weighting": "none"}, "data.weighting is none"),
+        ({"table": weighted_table(random_rows(24, vocab=64, seed=1))}, "not the rows that the checkpoint"),
+    ],
+)
+def test_other_data_are_refused(policy: str, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    fit(policy, tmp_path, steps=3)
+    with pytest.raises(ValueError, match=message):
+        fit(policy, tmp_path, ckpt=tmp_path, **changes)
+
+
+def test_a_strategy_that_writes_files_is_refused(policy: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="give the trainer a strategy of drift_train"):
+        fit(policy, tmp_path, strategy="auto")
 
 
 def test_a_rhythm_below_one_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="every_n_train_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0 and 1"):
         LastCheckpoint(0)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from drift_train import load_policy, newest, read_state
 from drift_train.cli import main
 from drift_weights import write_folder
 from tiny import bpe_tokenizer, save_policy, tiny_model
@@ -57,7 +58,7 @@ def test_fit_then_validate_then_export(project: Path, capsys: pytest.CaptureFixt
     val_loss = float(rows[-1]["val_loss"])
 
     (checkpoint,) = project.glob("runs/version_0/checkpoints/*")
-    assert checkpoint.name == "last.ckpt"
+    assert checkpoint.name == "step-000003"
     path = checkpoint.relative_to(project)
     assert f"wrote {path}; next: drift-train export {path} OUT" in ran.stdout
     main(["validate", "--config", "fit.yaml", "--ckpt_path", str(checkpoint)])
@@ -96,14 +97,14 @@ def test_print_config_shows_the_papers_defaults(project: Path, capsys: pytest.Ca
         (["fit", *CONFIG, "--trainer.max_steps=many"], "trainer.max_steps"),
         (["fit", *CONFIG, "--model.schedule=warmup_stable_decay"], "constant_with_warmup"),
         (["fit", *CONFIG, "--trainer.accelerator=tpu"], "torch_xla"),
-        (["fit", *CONFIG, "--ckpt_path=fit.yaml"], "fit.yaml does not load"),
-        (["fit", *CONFIG, "--ckpt_path=nowhere.ckpt"], "nowhere.ckpt is no checkpoint file"),
+        (["fit", *CONFIG, "--ckpt_path=fit.yaml"], "fit.yaml is a file; a checkpoint is a folder"),
+        (["fit", *CONFIG, "--ckpt_path=nowhere"], "nowhere holds no checkpoint"),
         (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
         (["fit", "--model.model=policy", "--data.path=weighted"], "learning_rate"),
         (["validate", *CONFIG, "--data.val_share=0"], "set data.val_share"),
-        (["export", "nowhere.ckpt", "out"], "nowhere.ckpt is no checkpoint file"),
-        (["export", "nowhere.ckpt"], "out"),
-        (["export", "nowhere.ckpt", "out", "--force"], "--force"),
+        (["export", "nowhere", "out"], "nowhere holds no checkpoint"),
+        (["export", "nowhere"], "out"),
+        (["export", "nowhere", "out", "--force"], "--force"),
         (["train"], "there is no command 'train': fit, validate, export"),
         ([], "a command is needed: fit, validate, export"),
     ],
@@ -122,23 +123,18 @@ def test_help_lists_the_three_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert re.findall(r"^  (\w+) ", shown, re.MULTILINE) == ["fit", "validate", "export"]
 
 
-def test_a_stopped_fit_goes_on_from_last_ckpt(project: Path) -> None:
+def test_a_stopped_fit_goes_on_from_its_folder(project: Path) -> None:
     fit = ["fit", *CONFIG, "--trainer.max_steps=5"]
     keep = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=2"]
     stop = ["--trainer.callbacks+=train.weighted_rows.StopAfter", "--trainer.callbacks.step=3"]
     main(fit)
     with pytest.raises(RuntimeError, match="stopped"):
         main([*fit, *keep, *stop])
-    stopped = project / "runs/version_1/checkpoints/last.ckpt"
-    assert torch.load(stopped, weights_only=True)["global_step"] == 2
-    main([*fit, "--ckpt_path", str(stopped)])
-    whole, resumed = (
-        torch.load(project / f"runs/version_{n}/checkpoints/last.ckpt", weights_only=True) for n in (0, 2)
-    )
-    assert whole["global_step"] == resumed["global_step"] == 5
-    assert all(
-        torch.equal(whole["state_dict"][name], resumed["state_dict"][name]) for name in whole["state_dict"]
-    )
+    assert newest(project / "runs/version_1").name == "step-000002"
+    main([*fit, "--ckpt_path", "runs/version_1"])
+    assert read_state(newest(project / "runs/version_2")).step == 5
+    whole, resumed = (load_policy(project / f"runs/version_{n}")[0].state_dict() for n in (0, 2))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_ones_own_checkpoints_or_none_take_the_place_of_the_default(project: Path) -> None:
@@ -157,8 +153,8 @@ def test_without_a_logger_nothing_is_written_over(
     for _ in range(2):
         main(["validate", *bare])
         main(["fit", *bare, "--trainer.enable_checkpointing=false"])
-    assert "last.ckpt is of another fit" in refused(capsys, ["fit", *bare])
-    main(["fit", *bare, "--ckpt_path=checkpoints/last.ckpt", "--trainer.max_steps=4"])
+    assert "checkpoints is of another fit" in refused(capsys, ["fit", *bare])
+    main(["fit", *bare, "--ckpt_path=checkpoints", "--trainer.max_steps=4"])
     assert (project / "config.yaml").read_text() == "mine"
     assert not (project / "runs").exists()
 
@@ -175,7 +171,7 @@ def test_export_replaces_a_policy_only_when_told_to(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["fit", *CONFIG])
-    export = ["export", "runs/version_0/checkpoints/last.ckpt"]
+    export = ["export", "runs/version_0"]
     main([*export, "trained"])
     assert "pass --overwrite" in refused(capsys, [*export, "trained"])
     main([*export, "trained", "--overwrite"])

@@ -8,21 +8,30 @@ from drift_train.loss import token_nll, weighted_nll, weighted_nll_from_logits
 from drift_train.module import WeightedSFT
 from drift_train.pack import BatchPlan, MicroBatch, StepBatch, pad, step_batch
 from drift_train.rows import read_rows
+from drift_train.state import State, newest, read_state
+from drift_train.strategies import DDP, FSDP, FSDP2, SingleDevice
 
 __all__ = [
+    "DDP",
+    "FSDP",
+    "FSDP2",
     "BatchPlan",
     "Encoded",
     "Example",
     "LastCheckpoint",
     "MicroBatch",
+    "SingleDevice",
+    "State",
     "StepBatch",
     "WeightedDataModule",
     "WeightedSFT",
     "encode",
     "export",
     "load_policy",
+    "newest",
     "pad",
     "read_rows",
+    "read_state",
     "split",
     "step_batch",
     "token_nll",

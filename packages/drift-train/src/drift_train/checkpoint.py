@@ -1,78 +1,102 @@
-"""last.ckpt: the whole state of a fit, so that a run that was stopped goes on where it was."""
+"""Checkpoints of a fit: folders step-N with the whole state, so that a run that was stopped goes on."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from drift_train.state import free_name, newest
+from drift_train.strategies import StateFolders
+
 SAVE_EVERY = 50
 """Optimizer steps from one state to the next."""
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the newest state of a fit, and no other, as `checkpoints/last.ckpt`.
+    """Keeps the newest states of a fit as `checkpoints/step-000050`.
 
     Lightning's own counts epochs, and all of a run is one; it also leaves the last steps out where their
-    number is no multiple of `every_n_train_steps`. The file is replaced whole: whenever the run is
-    killed, there is a state to go on from.
+    number is no multiple of `every_n_train_steps`. A state gets a path of its own, and older ones go only
+    when it is whole: whenever the run is killed, there is a state to go on from.
 
     Args:
         every_n_train_steps: optimizer steps from one state to the next, ≥ 1; the end is always kept.
-        dirpath: where last.ckpt goes; None for the logger's folder.
+        keep: newest states of this fit that stay, ≥ 1.
+        dirpath: where they go; None for `checkpoints` in the logger's folder.
 
     Raises:
-        ValueError: `every_n_train_steps` below 1.
-        FileExistsError: at the start of a fit: a last.ckpt is there, and not the one that is resumed.
+        ValueError: a number below 1.
+        TypeError: at the start of a fit: the strategy writes no state folders.
+        FileExistsError: at the start of a fit: states of another fit are there, and it is not resumed.
     """
 
-    def __init__(self, every_n_train_steps: int = SAVE_EVERY, dirpath: str | None = None) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
-        super().__init__(dirpath, save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps)
+    def __init__(
+        self, every_n_train_steps: int = SAVE_EVERY, keep: int = 1, dirpath: str | None = None
+    ) -> None:
+        if every_n_train_steps < 1 or keep < 1:
+            raise ValueError(
+                f"every_n_train_steps and keep must be at least 1, got {every_n_train_steps} and {keep}"
+            )
+        super().__init__(dirpath, save_top_k=0, every_n_train_steps=every_n_train_steps)
         self._every = every_n_train_steps
+        self._keep = keep
+        self._written: list[Path] = []
         self._saved = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave another run's state alone."""
+        """Leave another run's states alone; a resumed fit has its first state already."""
         super().on_train_start(trainer, pl_module)
-        last = self._last()
-        resumed = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == last.resolve()
-        if not resumed and not _is_trial(trainer) and self.file_exists(str(last), trainer):
-            raise FileExistsError(
-                f"{last} is of another fit; go on from it with --ckpt_path, move it away, or let a logger "
-                "give each fit a folder of its own"
+        if not isinstance(trainer.strategy, StateFolders):
+            raise TypeError(
+                f"{type(trainer.strategy).__name__} writes no state folders; give the trainer a strategy "
+                "of drift_train (SingleDevice(), DDP(), FSDP2(), FSDP()) or leave LastCheckpoint out"
             )
+        folder = self._folder()
+        resumed = (
+            trainer.ckpt_path is not None and newest(Path(trainer.ckpt_path)).resolve().parent == folder
+        )
+        if not resumed and not _is_trial(trainer) and any(folder.glob("step-*")):
+            raise FileExistsError(
+                f"{folder} is of another fit; go on from it with --ckpt_path, move it away, or let a "
+                "logger give each fit a folder of its own"
+            )
+        self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Keep every so many steps."""
         if trainer.global_step % self._every == 0:
-            self._keep(trainer)
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the end."""
-        self._keep(trainer)
+        self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: where the file lies is a matter of the run, not of the state."""
+        """Nothing: where the states lie is a matter of the run, not of the state."""
         return {}
 
-    def _last(self) -> Path:
-        return Path(self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
 
-    def _keep(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         if _is_trial(trainer) or trainer.global_step == self._saved:
             return
-        last = self._last()
-        scratch = last.with_name(f".{last.name}.writing")
-        trainer.save_checkpoint(scratch, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(scratch, last)
-        trainer.strategy.barrier()
-        self._saved, self.last_model_path = trainer.global_step, str(last)
+        path = Path(trainer.strategy.broadcast(str(self._path(trainer.global_step))))
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved, self.last_model_path = trainer.global_step, str(path)
+        self._written.append(path)
+        while len(self._written) > self._keep:
+            trainer.strategy.remove_checkpoint(self._written.pop(0))
+
+    def _path(self, step: int) -> Path:
+        return free_name(self._folder() / f"step-{step:06d}")
+
+    def _folder(self) -> Path:
+        assert self.dirpath is not None
+        return Path(self.dirpath).resolve()
 
 
 def _is_trial(trainer: Trainer) -> bool:

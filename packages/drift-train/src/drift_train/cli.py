@@ -16,8 +16,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from drift_train.checkpoint import LastCheckpoint
 from drift_train.data import WeightedDataModule
-from drift_train.export import export, open_checkpoint
+from drift_train.export import export
 from drift_train.module import WeightedSFT
+from drift_train.state import newest, read_state
+from drift_train.strategies import strategy_named
 from drift_weights.cli import option_words, refuse
 
 COMMANDS = {
@@ -66,15 +68,29 @@ class TrainCLI(LightningCLI):
             sys.stdout.write(f"wrote {path}; next: drift-train export {path} OUT\n")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Refuse a bad checkpoint before Lightning reads its settings."""
+        """Take the model's settings from the checkpoint that is resumed."""
         super().parse_arguments(parser, args)
-        checkpoint = self.config[self.config.subcommand].ckpt_path
-        if checkpoint is not None:
-            open_checkpoint(Path(checkpoint))
+        command = self.config.subcommand
+        checkpoint = self.config[command].ckpt_path
+        if checkpoint is None:
+            return
+        found = read_state(newest(Path(checkpoint)))
+        known = {
+            name: value for name, value in found.settings.items() if name in self.config[command].model
+        }
+        self.config = parser.parse_object({command: {"model": known}}, self.config)
+        self.config[command].ckpt_path = str(found.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our bar in the place of Lightning's own, and a last.ckpt."""
+        """The trainer, with our strategies, our bar in the place of Lightning's own, and checkpoints."""
         settings = self.config_init[self.subcommand].trainer
+        if isinstance(settings.strategy, str):
+            kwargs["strategy"] = strategy_named(
+                settings.strategy,
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.num_nodes,
+            )
         callbacks: list[Any] = settings.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
@@ -142,7 +158,7 @@ def export_command(checkpoint: Path, out: Path, *, overwrite: bool = False) -> N
     """Write a checkpoint as a Hugging Face folder.
 
     Args:
-        checkpoint: a Lightning checkpoint file of a fit.
+        checkpoint: a checkpoint of a fit (a folder step-N), or the run's folder for its newest.
         out: the folder to make; it must not exist, or be empty, unless --overwrite.
         overwrite: replace the policy in `out`; never anything but a folder with a config.json.
     """

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer
@@ -125,18 +126,50 @@ class WeightedDataModule(LightningDataModule):
         """The held-out examples, in table order."""
         return HeldOutSteps(self, self._held_out)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the steps of a run, so that a resume on other data is refused."""
+        names = ("batch_size", "weighting", "seed", "val_share", "supervise")
+        return {name: getattr(self, name) for name in names} | {"examples": _digest(self._train)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other steps than the checkpoint's.
+
+        Raises:
+            ValueError: a setting or the rows differ.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        for name, found in self.state_dict().items():
+            wanted = state_dict.get(name)
+            if wanted == found:
+                continue
+            if name == "examples":
+                raise ValueError(
+                    f"{self.path}: not the rows that the checkpoint was trained on; resume with those"
+                )
+            raise ValueError(
+                f"data.{name} is {found}, the checkpoint was trained with {wanted}; set it to that"
+            )
+
     def share(
-        self, examples: Sequence[Example], weight_N: NDArray[np.float64], indices: NDArray[np.int64]
+        self,
+        examples: Sequence[Example],
+        weight_N: NDArray[np.float64],
+        indices: NDArray[np.int64],
+        step: int = 0,
     ) -> StepBatch:
         """This rank's share of a step."""
         trainer = self.trainer
+        rank = 0 if trainer is None else trainer.global_rank
+        draws = np.random.SeedSequence((self.seed, step, rank))
         return step_batch(
             examples,
             weight_N,
             indices,
             micro_tokens=self.micro_tokens,
-            rank=0 if trainer is None else trainer.global_rank,
+            rank=rank,
             world_size=1 if trainer is None else trainer.world_size,
+            seed=int(draws.generate_state(1, np.uint64)[0] >> np.uint64(1)),
         )
 
     def _encoded(self) -> Encoded:
@@ -204,7 +237,7 @@ class TrainSteps:
         """The rank's shares; the place in the data is the trainer's step and nothing else."""
         weight_N = self._plan.loss_weights()
         for step in range(self._trainer.global_step, len(self)):
-            yield self._data.share(self._examples, weight_N, self._plan.step(step))
+            yield self._data.share(self._examples, weight_N, self._plan.step(step), step)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the trainer's step says it all. It tells Lightning that resuming is exact."""
@@ -254,6 +287,15 @@ def split(examples: Sequence[Example], val_share: float) -> tuple[list[Example],
         prompts = len({example.prompt_id for example in examples})
         raise ValueError(f"val_share {val_share} of {prompts} prompts leaves the {side} side empty")
     return train, held_out
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """sha256 over token ids, spans, weights and prompts, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(np.asarray(example.input_ids, np.int64).tobytes())
+        digest.update(repr((example.spans, float(example.weight), example.group, example.sample)).encode())
+    return digest.hexdigest()
 
 
 def _fraction(prompt_id: str) -> float:

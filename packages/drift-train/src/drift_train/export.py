@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from drift_train.module import CONFIG_KEY, GENERATION_KEY, WeightedSFT
+from drift_train.module import CONFIG, GENERATION, WeightedSFT
+from drift_train.state import check_files, load_tensors, newest, read_state
 from drift_weights.folder import refuse_existing
-
-_PREFIX = "model."
 
 
 def export(
@@ -30,7 +27,8 @@ def export(
     """Write a policy that AutoModelForCausalLM and AutoTokenizer open; whole or not at all.
 
     Args:
-        source: a Lightning checkpoint file of WeightedSFT, or the module itself.
+        source: a checkpoint of a fit under any strategy (a folder step-N, or the run's folder for its
+            newest), or the module itself.
         out: the folder to make; it must not exist, or be empty, unless `overwrite`.
         tokenizer: the policy's; by default that of the model which training started from.
         overwrite: replace the policy in `out`; never anything but a folder with a config.json.
@@ -41,7 +39,7 @@ def export(
     Raises:
         FileExistsError: `out` holds something and `overwrite` is off, or holds no policy.
         FileNotFoundError: no such checkpoint.
-        ValueError: not a checkpoint of WeightedSFT, or no tokenizer to be found.
+        ValueError: a checkpoint that is torn, mixed or not of WeightedSFT, or no tokenizer to be found.
     """
     refuse_existing(out, overwrite=overwrite)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file()):
@@ -78,38 +76,25 @@ def _open_to_others(folder: Path) -> None:
 
 
 def load_policy(checkpoint: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model in a Lightning checkpoint, and the module's hyperparameters. No code is unpickled.
+    """The model in a checkpoint, and the module's hyperparameters. No code is unpickled.
+
+    Args:
+        checkpoint: a state folder of any strategy, or the folder of a run, whose newest is taken.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of WeightedSFT.
+        FileNotFoundError: no such checkpoint.
+        ValueError: it is torn, mixed, or not of WeightedSFT.
     """
-    content = open_checkpoint(checkpoint)
-    settings = json.loads(content[CONFIG_KEY])
+    found = read_state(newest(checkpoint))
+    check_files(found)
+    if not isinstance(found.manifest.get(CONFIG), dict):
+        raise ValueError(f"{found.folder} is not a checkpoint of WeightedSFT: it names no {CONFIG}")
+    settings = dict(found.manifest[CONFIG])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    dtype = getattr(torch, content["hyper_parameters"]["dtype"])
     auto: Any = AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(config, dtype=dtype)
-    state = content["state_dict"]
-    model.load_state_dict({name.removeprefix(_PREFIX): tensor for name, tensor in state.items()})
-    if GENERATION_KEY in content:
-        model.generation_config = GenerationConfig.from_dict(json.loads(content[GENERATION_KEY]))
-    return model, content["hyper_parameters"]
-
-
-def open_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, tensors mapped and not read. No code is unpickled.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of WeightedSFT.
-    """
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint} is no checkpoint file")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{checkpoint} does not load as weights alone: {error}") from error
-    if not isinstance(content, dict) or CONFIG_KEY not in content:
-        raise ValueError(f"{checkpoint} is not a checkpoint of WeightedSFT")
-    return content
+    model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, found.settings["dtype"]))
+    module = WeightedSFT.from_model(model, found.settings["learning_rate"])
+    load_tensors(found, module, [])
+    if GENERATION in found.manifest:
+        model.generation_config = GenerationConfig.from_dict(found.manifest[GENERATION])
+    return model, found.settings

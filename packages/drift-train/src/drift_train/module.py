@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+import random
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Self, cast, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import AutoModelForCausalLM, PreTrainedModel, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, get_scheduler
 
 from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
 from drift_train.pack import MicroBatch, StepBatch
+from drift_train.state import plain_name
+from drift_train.strategies import StateFolders
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Schedule = Literal[
@@ -28,8 +33,9 @@ Schedule = Literal[
     "inverse_sqrt",
 ]
 """Those of transformers.get_scheduler that need nothing beyond warm-up and the number of steps."""
-CONFIG_KEY = "policy_config"
-GENERATION_KEY = "policy_generation_config"
+CONFIG = "policy_config"
+GENERATION = "policy_generation_config"
+"""What the manifest of a checkpoint says of the policy."""
 
 
 class WeightedSFT(LightningModule):
@@ -80,8 +86,10 @@ class WeightedSFT(LightningModule):
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(get_args(Schedule))}")
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.model: PreTrainedModel | None = None
+        self.model: nn.Module | None = None
         self._keeps_logits = False
+        self._placed = False
+        self._vectors: set[str] | None = None
         self._held_out = [0.0, 0.0, 0.0]
         self._held_out_examples = 0
 
@@ -94,27 +102,28 @@ class WeightedSFT(LightningModule):
         return module
 
     def configure_model(self) -> None:
-        """Load the policy, once, in training mode."""
+        """Load the policy and place it as the strategy wants it, once, in training mode."""
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        placing = strategy if isinstance(strategy, StateFolders) else None
         if self.model is None:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                self.hparams["model"],
-                revision=self.hparams["revision"],
-                dtype=getattr(torch, self.hparams["dtype"]),
-            )
-            self._adopt(loaded)
+            read = self._read_policy
+            self._adopt(read() if placing is None else placing.load(self._shape(), read))
+        elif placing is not None and not self._placed:
+            self.model = placing.place(cast(PreTrainedModel, self.model))
+        self._placed = placing is not None
         # from_pretrained hands out models in eval mode, and Lightning leaves modes as they are.
         self.policy.train()
 
     @property
     def policy(self) -> PreTrainedModel:
-        """The model under training.
+        """The model under training; under FSDP1 its wrapper, which answers as the model does.
 
         Raises:
             RuntimeError: it is not loaded yet.
         """
         if self.model is None:
             raise RuntimeError("the policy is not loaded; call configure_model first")
-        return self.model
+        return cast(PreTrainedModel, self.model)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Logits of the last `batch.logits_to_keep` positions, shape [B, logits_to_keep, V]."""
@@ -144,14 +153,16 @@ class WeightedSFT(LightningModule):
         """One whole optimizer step; returns this rank's share of the loss."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
+        _seed(batch.seed)
         total = torch.zeros((), device=self.device)
-        for micro in batch.micro_batches:
-            loss, _ = self.micro_loss(micro, batch.num_examples)
-            # DDP and FSDP average gradients over ranks; the loss is a sum over them.
-            self.manual_backward(loss * self.trainer.world_size)
+        for place, micro in enumerate(batch.micro_batches, start=1):
+            last = place == len(batch.micro_batches)
+            with nullcontext() if last else self._without_sync():
+                loss, _ = self.micro_loss(micro, batch.num_examples)
+                # DDP and FSDP average gradients over ranks; the loss is a sum over them.
+                self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach()
-        limit = self.hparams["gradient_clip"]
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit or float("inf"))
+        norm = self._clip()
         optimizer.step()
         optimizer.zero_grad()
         self._log_step(total, norm, float(scheduler.get_last_lr()[0]))
@@ -195,14 +206,8 @@ class WeightedSFT(LightningModule):
         steps = self.trainer.max_steps
         if steps < 1:
             raise ValueError("trainer.max_steps must be set: a run is counted in optimizer steps")
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        decay = self.hparams["weight_decay"]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
         optimizer = torch.optim.AdamW(
-            groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"])
+            self._groups(), lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"])
         )
         scheduler = get_scheduler(
             self.hparams["schedule"],
@@ -215,21 +220,73 @@ class WeightedSFT(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration with the weights, so that an export needs no base model."""
         policy = self.policy
-        checkpoint[CONFIG_KEY] = policy.config.to_json_string(use_diff=False)
+        about = {CONFIG: json.loads(policy.config.to_json_string(use_diff=False))}
         if policy.generation_config is not None:
-            generation = policy.generation_config
-            checkpoint[GENERATION_KEY] = generation.to_json_string(use_diff=False)
+            about[GENERATION] = json.loads(policy.generation_config.to_json_string(use_diff=False))
+        checkpoint["manifest"] = about
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Have a model to load into."""
-        self.configure_model()
+    def _groups(self) -> list[dict[str, Any]]:
+        """Trained parameters that decay, and those that do not."""
+        decaying: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        vectors = self._vectors or set()
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                (others if plain_name(name) in vectors else decaying).append(parameter)
+        groups = [
+            {"params": decaying, "weight_decay": self.hparams["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        # An empty group would not survive a checkpoint.
+        return [group for group in groups if group["params"]]
 
-    def _adopt(self, model: PreTrainedModel) -> None:
+    def _shape(self) -> PreTrainedConfig:
+        source, revision = self.hparams["model"], self.hparams["revision"]
+        shape = AutoConfig.from_pretrained(source, revision=revision, dtype=self._number_type())
+        return cast(PreTrainedConfig, shape)
+
+    def _read_policy(self) -> PreTrainedModel:
+        source, revision = self.hparams["model"], self.hparams["revision"]
+        read = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=self._number_type())
+        self._vectors = _vectors(read)
+        return cast(PreTrainedModel, read)
+
+    def _number_type(self) -> torch.dtype:
+        return cast(torch.dtype, getattr(torch, self.hparams["dtype"]))
+
+    def _adopt(self, model: nn.Module) -> None:
         self.model = model
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if self._vectors is None:
+            self._vectors = _vectors(model)
+        inner = getattr(model, "module", model)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        strategy = self.trainer.strategy
+        return strategy.without_sync() if isinstance(strategy, StateFolders) else nullcontext()
+
+    def _clip(self) -> Tensor:
+        """The gradient's L2 norm over all shards; scaled to gradient_clip if that is set."""
+        limit = self.hparams["gradient_clip"] or float("inf")
+        strategy = self.trainer.strategy
+        if isinstance(strategy, StateFolders):
+            return strategy.clip(self.policy, limit)
+        return torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
 
     def _log_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         if self.trainer.world_size > 1:
             loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
         self.log("loss", loss, prog_bar=True, batch_size=1)
         self.log_dict({"lr": rate, "grad_norm": norm}, batch_size=1)
+
+
+def _seed(seed: int) -> None:
+    """Seed what a step may draw from (dropout, callbacks), so that a resumed run draws the same."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _vectors(model: nn.Module) -> set[str]:
+    """Names of the parameters that are no matrices; FSDP1's shards are all flat, and show it no more."""
+    return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}

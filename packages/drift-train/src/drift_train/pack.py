@@ -54,6 +54,8 @@ class StepBatch:
     """As many on every rank, because sharded models meet in each forward."""
     num_examples: int
     """Planned examples of the whole step, over all micro-batches and ranks."""
+    seed: int = 0
+    """Of what this rank draws in this step, such as dropout: a function of (seed, step, rank)."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> StepBatch:
         """The same on another device."""
@@ -155,6 +157,7 @@ def step_batch(
     micro_tokens: int,
     rank: int = 0,
     world_size: int = 1,
+    seed: int = 0,
 ) -> StepBatch:
     """One rank's share of a step, `indices[rank::world_size]`, as padded micro-batches.
 
@@ -167,6 +170,7 @@ def step_batch(
         micro_tokens: most tokens of a micro-batch, padding included, ≥ 1; a longer row goes alone.
         rank: in [0, world_size).
         world_size: ranks that share the step.
+        seed: of what this rank draws in the step.
     """
     shares = [indices[other::world_size] for other in range(world_size)]
     bins = [_bins([len(examples[i].input_ids) for i in part], micro_tokens) for part in shares]
@@ -176,7 +180,7 @@ def step_batch(
     if missing:
         idle = replace(pad([examples[indices[0]]], np.zeros(1)), idle=True)
         micro_batches += [idle] * missing
-    return StepBatch(micro_batches=tuple(micro_batches), num_examples=len(indices))
+    return StepBatch(micro_batches=tuple(micro_batches), num_examples=len(indices), seed=seed)
 
 
 def pad(examples: Sequence[Example], weight_B: NDArray[np.float64]) -> MicroBatch:
