@@ -46,7 +46,7 @@ def cluster() -> Iterator[None]:
     started = psutil.Process().children(recursive=True)
     sockets = [socket for process in started for socket in process.net_connections("inet")]
     ray.shutdown()
-    assert psutil.wait_procs(started, timeout=20)[1] == []
+    assert psutil.wait_procs(started, timeout=90)[1] == []
     assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets} == {"127.0.0.1"}
 
 
