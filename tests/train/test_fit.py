@@ -184,9 +184,17 @@ def test_scaled_half_precision_is_refused(policy: str, monkeypatch: pytest.Monke
         trainer(2).fit(WeightedSFT(policy, 1e-3), datamodule=data_of(policy))
 
 
-def test_a_run_without_a_number_of_steps_is_refused(policy: str) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.max_steps must be set"):
-        trainer(-1, max_epochs=1).fit(WeightedSFT(policy, 1e-3), datamodule=data_of(policy))
+def test_epochs_are_as_many_steps_as_they_hold(policy: str) -> None:
+    """24 rows twice in batches of 7: 48/7, rounded up."""
+    fit = trainer(-1, max_epochs=2)
+    fit.fit(WeightedSFT(policy, 1e-3, schedule="linear"), datamodule=data_of(policy, batch_size=7))
+    assert fit.global_step == fit.max_steps == 7
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0, "the schedule ends with the run"
+
+
+def test_a_run_without_a_length_is_refused(policy: str) -> None:
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps, or trainer\.max_epochs"):
+        trainer(-1, max_epochs=0).fit(WeightedSFT(policy, 1e-3), datamodule=data_of(policy))
 
 
 def test_validate_without_a_held_out_share_is_refused(policy: str) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
 
 from drift_train.checkpoint import LastCheckpoint
 from drift_train.data import WeightedDataModule
 from drift_train.export import export
 from drift_train.module import WeightedSFT
+from drift_train.planning import check_length, dry_run, print_plan
+from drift_train.progress import StepMetrics, StepProgressBar
 from drift_train.state import newest, read_state
 from drift_train.strategies import strategy_named
 from drift_weights.cli import option_words, refuse
@@ -36,13 +39,6 @@ _LOGGER = {
 }
 
 
-class StepProgressBar(RichProgressBar):
-    """Lightning's bar without its epoch count: a run is counted in steps, and it would read 0/-2."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"
-
-
 class KeepConfig(SaveConfigCallback):
     """Writes the configuration beside the logs; without a logger it would land in the working folder."""
 
@@ -59,6 +55,9 @@ class TrainCLI(LightningCLI):
         """The data follow the model: vocabulary, context length, tokenizer."""
         parser.link_arguments("model.model", "data.model")
         parser.link_arguments("model.revision", "data.model_revision")
+        parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
+        says = "print what a fit would take: memory, steps, tokens, time; no weights are read"
+        parser.add_argument("--dry_run", action="store_true", help=says)
 
     def after_fit(self) -> None:
         """Say where the policy is, and what comes next."""
@@ -76,14 +75,32 @@ class TrainCLI(LightningCLI):
             return
         found = read_state(newest(Path(checkpoint)))
         known = {
-            name: value for name, value in found.settings.items() if name in self.config[command].model
+            name: value
+            for name, value in found.settings.items()
+            # A checkpoint must not decide that code runs here.
+            if name in self.config[command].model and name != "trust_remote_code"
         }
         self.config = parser.parse_object({command: {"model": known}}, self.config)
         self.config[command].ckpt_path = str(found.folder)
 
+    def instantiate_classes(self) -> None:
+        """All that the command needs; a dry run needs no trainer, nor the devices that it asks for."""
+        if not self.config[self.config.subcommand].dry_run:
+            super().instantiate_classes()
+            return
+        if self.config.subcommand != "fit":
+            raise ValueError("--dry_run belongs to fit")
+        chosen = self.parser.instantiate(self.config)["fit"]
+        print_plan(dry_run(chosen.model, chosen.data, chosen.trainer), Console())
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.config[subcommand].dry_run:
+            super()._run_subcommand(subcommand)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our strategies, our bar in the place of Lightning's own, and checkpoints."""
         settings = self.config_init[self.subcommand].trainer
+        check_length(settings.max_steps, settings.max_epochs)
         if isinstance(settings.strategy, str):
             kwargs["strategy"] = strategy_named(
                 settings.strategy,
@@ -96,13 +113,13 @@ class TrainCLI(LightningCLI):
         keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
         if self.subcommand == "fit" and settings.enable_checkpointing is not False and not keeps:
             callbacks = [*callbacks, LastCheckpoint()]
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        shows = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if settings.enable_progress_bar is not False and not shows:
+            callbacks = [*callbacks, StepProgressBar()]
+        # A bar shows what was logged before its turn.
+        metrics = [StepMetrics()] if self.subcommand == "fit" else []
+        trainer = super().instantiate_trainer(callbacks=[*metrics, *callbacks], **kwargs)
         _refuse_old_logs(trainer)
-        # Lightning sets the attribute from a helper, out of a type checker's sight.
-        chosen: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for place, callback in enumerate(chosen):
-            if type(callback) is RichProgressBar:
-                chosen[place] = StepProgressBar()
         return trainer
 
     @staticmethod
@@ -130,8 +147,12 @@ def main(args: list[str] | None = None) -> None:
                     prog="drift-train export",
                     exit_on_error=False,
                 )
-            case [word, *_] if word in COMMANDS or word.startswith("-"):
-                run_lightning(args)
+            case [word, *rest] if word in COMMANDS or word.startswith("-"):
+                words = [word, *("--dry_run" if it == "--dry-run" else it for it in rest)]
+                if args is None:
+                    # Lightning wants to find them there, and warns where both are given.
+                    sys.argv[1:] = words
+                run_lightning(None if args is None else words)
             case _:
                 found = f"there is no command {words[0]!r}" if words else "a command is needed"
                 raise ValueError(f"{found}: {', '.join(COMMANDS)}; see drift-train --help")

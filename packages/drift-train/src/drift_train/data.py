@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoTokenizer
 from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
 from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
 from drift_train.rows import holds_text, names_tokenizer, read_rows
+from drift_weights.folder import is_folder
+from drift_weights.manifest import read_manifest
 from drift_weights.pulling import located, pinned
 
 BATCH_SIZE = 128
@@ -47,6 +49,7 @@ class WeightedDataModule(LightningDataModule):
         max_length: most tokens of a row; null for the model's context length.
         revision: of a data set on the Hub: a tag or a commit.
         subset: of a data set on the Hub; null for its default.
+        trust_remote_code: run code that comes with the model.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class WeightedDataModule(LightningDataModule):
         max_length: int | None = None,
         revision: str | None = None,
         subset: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= val_share < 1:
@@ -81,6 +85,8 @@ class WeightedDataModule(LightningDataModule):
         self.max_length = max_length
         self.revision = revision
         self.subset = subset
+        self.trust_remote_code = trust_remote_code
+        self._manifest: dict[str, Any] | None = None
         self._table: pa.Table | None = None
         self._train: list[Example] = []
         self._held_out: list[Example] = []
@@ -115,6 +121,29 @@ class WeightedDataModule(LightningDataModule):
         self._plan = BatchPlan(
             self._train, batch_size=self.batch_size, seed=self.seed, weighting=self.weighting
         )
+        if self.trainer is not None and stage == "fit":
+            self._count_epochs(self.trainer)
+
+    def steps_of(self, epochs: int) -> int:
+        """Optimizer steps in which every example came up `epochs` times, rounded up."""
+        return -(-self._plan.examples_of(epochs) // self.batch_size)
+
+    def about(self) -> dict[str, Any]:
+        """Where the examples are from and what was taken of them, as JSON, for model cards."""
+        manifest = self._manifest
+        hub = {} if manifest is None else manifest.get("hub") or {}
+        settings = ("weighting", "supervise", "batch_size", "seed", "val_share")
+        return {
+            "path": hub.get("repo") or Path(self.path).name,
+            "revision": hub.get("commit"),
+            "asked": self.revision or hub.get("revision"),
+            "subset": hub.get("subset"),
+            "manifest": manifest,
+            "examples": len(self._train),
+            "prompts": len({example.prompt_id for example in self._train}),
+            "held_out": len(self._held_out),
+            **{name: getattr(self, name) for name in settings},
+        }
 
     def train_dataloader(self) -> TrainSteps:
         """The run's steps from the trainer's own on; a pure function of (seed, step)."""
@@ -172,9 +201,23 @@ class WeightedDataModule(LightningDataModule):
             seed=int(draws.generate_state(1, np.uint64)[0] >> np.uint64(1)),
         )
 
+    def _count_epochs(self, trainer: Trainer) -> None:
+        """Give a run that is counted in epochs its number of steps, before a schedule asks for it."""
+        if trainer.max_steps != -1:
+            return
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise ValueError("set trainer.max_steps, or trainer.max_epochs with trainer.max_steps -1")
+        trainer.fit_loop.epoch_loop.max_steps = self.steps_of(trainer.max_epochs)
+
     def _encoded(self) -> Encoded:
-        table = read_rows(self._located()) if self._table is None else self._table
-        whole = AutoConfig.from_pretrained(self.model, revision=self.model_revision)
+        if self._table is None:
+            path = self._located()
+            table, self._manifest = read_rows(path), _manifest_of(path)
+        else:
+            table = self._table
+        whole = AutoConfig.from_pretrained(
+            self.model, revision=self.model_revision, trust_remote_code=self.trust_remote_code
+        )
         config = whole.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         limits = [limit for limit in (self.max_length, context) if limit is not None]
@@ -211,7 +254,9 @@ class WeightedDataModule(LightningDataModule):
         if not text and folder.is_dir() and not any(folder.glob("tokenizer*")):
             _warn(f"{self.model} holds no tokenizer; that the rows' ids are of its model is not checked")
             return None
-        return AutoTokenizer.from_pretrained(self.model, revision=self.model_revision)
+        return AutoTokenizer.from_pretrained(
+            self.model, revision=self.model_revision, trust_remote_code=self.trust_remote_code
+        )
 
 
 class TrainSteps:
@@ -287,6 +332,13 @@ def split(examples: Sequence[Example], val_share: float) -> tuple[list[Example],
         prompts = len({example.prompt_id for example in examples})
         raise ValueError(f"val_share {val_share} of {prompts} prompts leaves the {side} side empty")
     return train, held_out
+
+
+def _manifest_of(path: Path) -> dict[str, Any] | None:
+    """What a folder of drift data says of itself; its list of files is left out."""
+    if not is_folder(path):
+        return None
+    return {name: value for name, value in read_manifest(path).items() if name != "shards"}
 
 
 def _digest(examples: Sequence[Example]) -> str:

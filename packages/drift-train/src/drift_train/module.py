@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import random
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Self, cast, get_args
+from dataclasses import asdict
+from typing import Any, Literal, Protocol, Self, cast, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, get_scheduler
 
+from drift_train.lora import LoRA, add_lora, base_of
 from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
 from drift_train.pack import MicroBatch, StepBatch
-from drift_train.state import plain_name
+from drift_train.state import plain_name, together
 from drift_train.strategies import StateFolders
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -35,7 +40,11 @@ Schedule = Literal[
 """Those of transformers.get_scheduler that need nothing beyond warm-up and the number of steps."""
 CONFIG = "policy_config"
 GENERATION = "policy_generation_config"
-"""What the manifest of a checkpoint says of the policy."""
+BASE = "policy_base"
+DATA = "data"
+"""What the manifest of a checkpoint says of the policy, and of what it was trained on."""
+
+_log = logging.getLogger(__name__)
 
 
 class WeightedSFT(LightningModule):
@@ -55,6 +64,9 @@ class WeightedSFT(LightningModule):
         gradient_clip: largest L2 norm of the gradient, > 0; None for no limit.
         reduction: over a response's tokens: `sum` (eq. 15) or `mean`.
         dtype: of the parameters; for half-precision arithmetic set trainer.precision to bf16-mixed.
+        lora: train adapters alone; None for all parameters.
+        gradient_checkpointing: keep one hidden state a block, and compute the rest again in the backward.
+        trust_remote_code: run code that comes with the model; never taken from a checkpoint.
 
     Raises:
         ValueError: a value out of its range.
@@ -72,6 +84,9 @@ class WeightedSFT(LightningModule):
         gradient_clip: float | None = None,
         reduction: Reduction = "sum",
         dtype: Dtype = "float32",
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or not weight_decay >= 0:
@@ -85,11 +100,15 @@ class WeightedSFT(LightningModule):
         if schedule not in get_args(Schedule):
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(get_args(Schedule))}")
         self.save_hyperparameters()
+        self._lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
+        # As data, for checkpoints and loggers.
+        self.hparams["lora"] = None if self._lora is None else asdict(self._lora)
         self.automatic_optimization = False
         self.model: nn.Module | None = None
         self._keeps_logits = False
         self._placed = False
         self._vectors: set[str] | None = None
+        self.base: dict[str, Any] | None = None
         self._held_out = [0.0, 0.0, 0.0]
         self._held_out_examples = 0
 
@@ -98,7 +117,7 @@ class WeightedSFT(LightningModule):
         """A module around a model that is built already, in its dtype; `settings` as for the class."""
         settings["dtype"] = str(model.dtype).removeprefix("torch.")
         module = cls(model.config.name_or_path or "", learning_rate, **settings)
-        module._adopt(model)
+        module.adopt(module._dressed(model))
         return module
 
     def configure_model(self) -> None:
@@ -107,12 +126,20 @@ class WeightedSFT(LightningModule):
         placing = strategy if isinstance(strategy, StateFolders) else None
         if self.model is None:
             read = self._read_policy
-            self._adopt(read() if placing is None else placing.load(self._shape(), read))
+            self.adopt(read() if placing is None else placing.load(self.blank_policy, read))
         elif placing is not None and not self._placed:
             self.model = placing.place(cast(PreTrainedModel, self.model))
         self._placed = placing is not None
         # from_pretrained hands out models in eval mode, and Lightning leaves modes as they are.
         self.policy.train()
+
+    def blank_policy(self) -> PreTrainedModel:
+        """The policy from its configuration alone: names and shapes, on torch's default device."""
+        shape = AutoConfig.from_pretrained(**self._source(), dtype=self._number_type())
+        blank = AutoModelForCausalLM.from_config(
+            shape, dtype=shape.dtype, trust_remote_code=self.hparams["trust_remote_code"]
+        )
+        return self._dressed(cast(PreTrainedModel, blank))
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -198,8 +225,13 @@ class WeightedSFT(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would give wrong steps without a word."""
-        if self.trainer.precision == "16-mixed":
+        precision = self.trainer.precision
+        if precision == "16-mixed":
             raise ValueError("trainer.precision 16-mixed clips scaled gradients; use bf16-mixed")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"trainer.precision {precision}: use bf16-mixed, or 32-true and another model.dtype"
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, decaying matrices only, and the named schedule over trainer.max_steps."""
@@ -222,8 +254,23 @@ class WeightedSFT(LightningModule):
         policy = self.policy
         about = {CONFIG: json.loads(policy.config.to_json_string(use_diff=False))}
         if policy.generation_config is not None:
-            about[GENERATION] = json.loads(policy.generation_config.to_json_string(use_diff=False))
+            generation = policy.generation_config.to_json_string(use_diff=False)
+            about[GENERATION] = json.loads(generation)
+        if self.base is not None:
+            about[BASE] = self.base
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, Described):
+            about[DATA] = data.about()
         checkpoint["manifest"] = about
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse adapters of another base.
+
+        Raises:
+            ValueError: the weights are not those that the adapters were trained on.
+        """
+        wanted = checkpoint["manifest"].get(BASE)
+        together(lambda: check_base(self.base, wanted, self.hparams["model"]), only_first=True)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Trained parameters that decay, and those that do not."""
@@ -240,21 +287,37 @@ class WeightedSFT(LightningModule):
         # An empty group would not survive a checkpoint.
         return [group for group in groups if group["params"]]
 
-    def _shape(self) -> PreTrainedConfig:
-        source, revision = self.hparams["model"], self.hparams["revision"]
-        shape = AutoConfig.from_pretrained(source, revision=revision, dtype=self._number_type())
-        return cast(PreTrainedConfig, shape)
+    def _source(self) -> dict[str, Any]:
+        """What the Auto classes are asked for."""
+        return {
+            "pretrained_model_name_or_path": self.hparams["model"],
+            "revision": self.hparams["revision"],
+            "trust_remote_code": self.hparams["trust_remote_code"],
+        }
 
     def _read_policy(self) -> PreTrainedModel:
-        source, revision = self.hparams["model"], self.hparams["revision"]
-        read = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=self._number_type())
-        self._vectors = _vectors(read)
-        return cast(PreTrainedModel, read)
+        if self.hparams["trust_remote_code"]:
+            _say_trusted(self.hparams["model"])
+        read = AutoModelForCausalLM.from_pretrained(**self._source(), dtype=self._number_type())
+        if self._lora is not None:
+            self.base = base_of(read, self.hparams["model"])
+        return self._dressed(read)
+
+    def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """With the adapters and the checkpointing that were asked for."""
+        if self._lora is not None:
+            add_lora(policy, self._lora)
+        if self.hparams["gradient_checkpointing"]:
+            # The other kind gives no gradient where a block's input needs none, as under LoRA.
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+        self._vectors = _vectors(policy)
+        return policy
 
     def _number_type(self) -> torch.dtype:
         return cast(torch.dtype, getattr(torch, self.hparams["dtype"]))
 
-    def _adopt(self, model: nn.Module) -> None:
+    def adopt(self, model: nn.Module) -> None:
+        """Take a model that is built and placed already."""
         self.model = model
         if self._vectors is None:
             self._vectors = _vectors(model)
@@ -278,6 +341,33 @@ class WeightedSFT(LightningModule):
             loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
         self.log("loss", loss, prog_bar=True, batch_size=1)
         self.log_dict({"lr": rate, "grad_norm": norm}, batch_size=1)
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Data that say what they are, for the manifest of a checkpoint."""
+
+    def about(self) -> dict[str, Any]:
+        """As JSON."""
+        ...
+
+
+def check_base(found: dict[str, Any] | None, wanted: dict[str, Any] | None, source: str) -> None:
+    """Hold the weights that adapters are put on against those that they were trained on.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if found is not None and wanted is not None and found != wanted:
+        raise ValueError(
+            f"{source} holds {found}, the checkpoint's adapters were trained on {wanted}; give model.model "
+            "(and model.revision) as they were"
+        )
+
+
+@rank_zero_only
+def _say_trusted(source: str) -> None:
+    _log.warning("trust_remote_code is on: code that comes with %s runs in this process", source)
 
 
 def _seed(seed: int) -> None:

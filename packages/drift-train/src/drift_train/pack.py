@@ -125,6 +125,10 @@ class BatchPlan:
             epoch += 1
         return np.concatenate(parts)
 
+    def examples_of(self, epochs: int) -> int:
+        """Examples in the first `epochs` epochs; under `resample` an epoch draws its own number."""
+        return sum(len(self._drawn(epoch)) for epoch in range(epochs))
+
     def loss_weights(self) -> NDArray[np.float64]:
         """What multiplies each example's loss: w under `loss`, else 1. Shape [N]."""
         return self._weight_N if self.weighting == "loss" else np.ones(self._rows)
@@ -173,7 +177,7 @@ def step_batch(
         seed: of what this rank draws in the step.
     """
     shares = [indices[other::world_size] for other in range(world_size)]
-    bins = [_bins([len(examples[i].input_ids) for i in part], micro_tokens) for part in shares]
+    bins = [bins_by_length([len(examples[i].input_ids) for i in part], micro_tokens) for part in shares]
     share = shares[rank]
     micro_batches = [pad([examples[i] for i in share[rows]], weight_N[share[rows]]) for rows in bins[rank]]
     missing = max(map(len, bins)) - len(micro_batches)
@@ -208,7 +212,7 @@ def pad(examples: Sequence[Example], weight_B: NDArray[np.float64]) -> MicroBatc
     )
 
 
-def _bins(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
+def bins_by_length(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
     """Positions in bins of like lengths, longest first, rows × longest ≤ micro_tokens."""
     if micro_tokens < 1:
         raise ValueError(f"micro_tokens must be at least 1, got {micro_tokens}")

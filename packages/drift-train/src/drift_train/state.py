@@ -253,7 +253,9 @@ def _tensors(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, T
     if len(optimizers) > 1:
         raise ValueError(f"a run has one optimizer, not {len(optimizers)}")
     tied = tied_names(model)
-    state = get_model_state_dict(model)
+    # Adapters go without what they belong to.
+    left_out = getattr(model, "hparams", {}).get("lora") is not None
+    state = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=left_out))
     tensors: dict[str, Any] = {_MODEL + name: t for name, t in state.items() if name not in tied}
     groups: list[Any] = []
     for optimizer in optimizers:

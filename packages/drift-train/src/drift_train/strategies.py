@@ -31,9 +31,10 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from drift_train import state
+from drift_weights.provenance import made_by
 
 _KEPT = ("state_dict", "optimizer_states")
 
@@ -85,6 +86,7 @@ class StateFolders(Strategy):
             "step": rest["global_step"],
             "strategy": type(self).__name__,
             "world_size": self.world_size,
+            "made_by": made_by(),
             "hyper_parameters": rest.pop("hyper_parameters", {}),
             **rest.pop("manifest", {}),
         }
@@ -119,11 +121,11 @@ class StateFolders(Strategy):
             (folder / state.MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def load(self, shape: PreTrainedConfig, read: Callable[[], PreTrainedModel]) -> nn.Module:
+    def load(self, blank: Callable[[], PreTrainedModel], read: Callable[[], PreTrainedModel]) -> nn.Module:
         """The policy with its weights, placed; by default every rank reads all of it.
 
         Args:
-            shape: the policy's configuration.
+            blank: gives the policy without weights, on torch's default device.
             read: gives the policy with its weights, on the host.
         """
         return self.place(read())
@@ -178,12 +180,12 @@ class FSDP2(StateFolders, ModelParallelStrategy):
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
-    def load(self, shape: PreTrainedConfig, read: Callable[[], PreTrainedModel]) -> nn.Module:
+    def load(self, blank: Callable[[], PreTrainedModel], read: Callable[[], PreTrainedModel]) -> nn.Module:
         """Only rank 0 reads the weights; the others get their shards from it, and never hold the whole."""
         whole: list[PreTrainedModel] = []
         state.together(lambda: whole.append(read()), only_first=True)
         with torch.device("meta"):
-            policy: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=shape.dtype)
+            policy = blank()
         self.place(policy)
         policy.to_empty(device="cpu" if self.cpu_offload else self.root_device)
         policy.tie_weights()
@@ -300,9 +302,9 @@ def strategy_named(name: str, *, accelerator: str, devices: Any, num_nodes: int)
     Raises:
         ValueError: there is no strategy of that name.
     """
-    on_cuda = accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
+    on_cuda = uses_cuda(accelerator)
     if name == "auto":
-        name = "fsdp2" if num_nodes * _count(devices, on_cuda) > 1 else "single"
+        name = "fsdp2" if num_nodes * count_devices(devices, on_cuda) > 1 else "single"
     if name not in STRATEGIES:
         raise ValueError(f"trainer.strategy {name!r} is not one of auto, {', '.join(STRATEGIES)}")
     if name == "single":
@@ -310,7 +312,13 @@ def strategy_named(name: str, *, accelerator: str, devices: Any, num_nodes: int)
     return STRATEGIES[name]()
 
 
-def _count(devices: Any, on_cuda: bool) -> int:
+def uses_cuda(accelerator: Any) -> bool:
+    """Whether trainer.accelerator means the CUDA devices of this machine."""
+    return accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
+
+
+def count_devices(devices: Any, on_cuda: bool) -> int:
+    """The number of devices of a node that trainer.devices asks for, in any of Lightning's ways."""
     if devices in ("auto", -1, "-1"):
         return CUDAAccelerator.auto_device_count() if on_cuda else 1
     if isinstance(devices, str):
