@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drift_train import load_policy, newest, read_state
@@ -101,6 +102,12 @@ def test_print_config_shows_the_papers_defaults(project: Path, capsys: pytest.Ca
         (["fit", *CONFIG, "--ckpt_path=nowhere"], "nowhere holds no checkpoint"),
         (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
         (["fit", "--model.model=policy", "--data.path=weighted"], "learning_rate"),
+        (["fit", *CONFIG, "--trainer.max_epochs=2"], "add --trainer.max_steps=-1 to count epochs"),
+        (["fit", *CONFIG, "--trainer.max_steps=-1"], "a run needs a length"),
+        (["fit", *CONFIG, "--dry-run", "--trainer.max_steps=-1"], "a run needs a length"),
+        (["fit", *CONFIG, "--dry-run", "--trainer.precision=16-mixed"], "use bf16-mixed"),
+        (["fit", *CONFIG, "--model.lora.rank=0"], "rank must be"),
+        (["validate", *CONFIG, "--dry-run"], "--dry_run belongs to fit"),
         (["validate", *CONFIG, "--data.val_share=0"], "set data.val_share"),
         (["export", "nowhere", "out"], "nowhere holds no checkpoint"),
         (["export", "nowhere"], "out"),
@@ -191,3 +198,81 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     (line,) = [row for row in shown.splitlines() if row.startswith("error: ")]
     assert shown.splitlines()[-1] == line
     return line
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [(["--trainer.max_steps=7"], 7), (["--trainer.max_steps=-1", "--trainer.max_epochs=2"], None)],
+)
+def test_a_dry_run_reads_no_weights_and_leaves_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str], length: list[str], steps: int | None
+) -> None:
+    """For devices that are not here, and the same number of steps that a fit makes."""
+    (project / "policy/model.safetensors").write_bytes(b"no weights")
+    before = sorted(project.rglob("*"))
+    asked = ["--trainer.devices=4", "--trainer.num_nodes=2", "--data.batch_size=8", *length]
+    main(["fit", *CONFIG, "--dry-run", *asked])
+    shown = capsys.readouterr().out
+    assert sorted(project.rglob("*")) == before
+    examples = int(re.search(r"examples +(\d+) of", shown)[1])
+    assert f"{steps or -(-2 * examples // 8)} of 8 examples" in shown
+    assert "fsdp2, 8 devices, 32-true" in shown
+    assert re.search(r"about \d+:\d\d:\d\d on 8 × NVIDIA H100 80GB HBM3", shown)
+
+
+def test_a_run_counted_in_epochs(project: Path) -> None:
+    main(["fit", *CONFIG, "--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=8"])
+    state = read_state(newest(project / "runs/version_0"))
+    assert state.step == -(-2 * state.manifest["data"]["examples"] // 8)
+
+
+def test_a_run_stops_where_the_held_out_loss_no_longer_falls(project: Path) -> None:
+    """At a rate that makes it worse at once; what was reached by then is kept."""
+    early = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val_loss"},
+    }
+    early["init_args"] |= {"patience": 1, "check_on_train_epoch_end": False}
+    config = yaml.safe_load((project / "fit.yaml").read_text())
+    config["trainer"] |= {"callbacks": [early], "val_check_interval": 2, "max_steps": 40}
+    config["model"]["learning_rate"] = 3.0
+    (project / "early.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "early.yaml"])
+    (log,) = project.glob("runs/version_0/metrics.csv")
+    losses = [float(row["val_loss"]) for row in csv.DictReader(log.open()) if row["val_loss"]]
+    # The first check that is better than none, and one that is not better than it.
+    assert all(later >= min(losses) for later in losses[-1:])
+    assert read_state(newest(project / "runs/version_0")).step == 2 * len(losses) < 40
+
+
+def test_adapters_from_the_command_line(project: Path) -> None:
+    main(["fit", *CONFIG, "--model.lora.rank=2", "--trainer.max_steps=2"])
+    run = project / "runs/version_0"
+    assert read_state(newest(run)).settings["lora"]["rank"] == 2
+    main(["fit", *CONFIG, "--ckpt_path=runs/version_0"])
+    resumed = read_state(newest(project / "runs/version_1"))
+    assert (resumed.step, resumed.settings["lora"]["rank"]) == (3, 2)
+    main(["export", "runs/version_1", "adapter", "--keep-adapter"])
+    assert (project / "adapter/adapter_config.json").is_file()
+    main(["export", "runs/version_1", "whole"])
+    assert AutoModelForCausalLM.from_pretrained(project / "whole").num_parameters()
+
+
+def test_other_loggers(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard and W&B (offline) get the same figures as the CSV file."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    here = {"save_dir": "."}
+    config = yaml.safe_load((project / "fit.yaml").read_text())
+    names = ("CSVLogger", "TensorBoardLogger", "WandbLogger")
+    config["trainer"]["logger"] = [
+        {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": here} for name in names
+    ]
+    (project / "loggers.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "loggers.yaml"])
+    (log,) = project.rglob("metrics.csv")
+    (events,) = project.rglob("events.out.tfevents*")
+    board = EventAccumulator(str(events)).Reload()
+    rows = [row for row in csv.DictReader(log.open()) if row["loss"]]
+    for name in ("loss", "batch_ess", "weight_mass"):
+        assert [e.value for e in board.Scalars(name)] == pytest.approx([float(row[name]) for row in rows])
+    assert list(project.rglob("run-*.wandb"))

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from drift_train import BatchPlan, WeightedDataModule, WeightedSFT, encode, split
+from drift_train import BatchPlan, StepBatch, WeightedDataModule, WeightedSFT, encode, split
 from drift_train.module import Schedule
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import gradient, literal_loss, random_rows, tiny_double, weighted_table
@@ -200,3 +200,39 @@ def test_a_run_without_a_length_is_refused(policy: str) -> None:
 def test_validate_without_a_held_out_share_is_refused(policy: str) -> None:
     with pytest.raises(ValueError, match=r"set data\.val_share"):
         trainer(1).validate(WeightedSFT(policy, 1e-3), datamodule=data_of(policy), verbose=False)
+
+
+def test_computing_again_saves_memory_and_changes_no_bit(policy: str) -> None:
+    """What the backward needs is counted through autograd's own hooks."""
+    ends, kept = [], []
+    for checkpointing in (False, True):
+        module = WeightedSFT(policy, 1e-2, gradient_checkpointing=checkpointing)
+        module.configure_model()
+        numbers = 0
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal numbers
+            numbers += tensor.numel()
+            return tensor
+
+        batch = next(iter(data_steps(policy)))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            module.micro_loss(batch.micro_batches[0], batch.num_examples)
+        kept.append(numbers)
+        trainer(4).fit(module, datamodule=data_of(policy))
+        ends.append(module.policy.state_dict())
+    assert kept[1] < kept[0] / 2
+    for name in ends[0]:
+        assert torch.equal(ends[0][name], ends[1][name]), name
+
+
+def data_steps(policy: str) -> list[StepBatch]:
+    data = data_of(policy)
+    data.setup("fit")
+    return [data.share(data._train, data._plan.loss_weights(), data._plan.step(0))]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_precision_that_is_not_done_right_is_refused(policy: str, precision: Any) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.precision {precision}"):
+        trainer(1, precision=precision).fit(WeightedSFT(policy, 1e-3), datamodule=data_of(policy))

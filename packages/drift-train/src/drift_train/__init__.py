@@ -4,6 +4,7 @@ from drift_train.checkpoint import LastCheckpoint
 from drift_train.data import WeightedDataModule, split
 from drift_train.encode import Encoded, Example, encode
 from drift_train.export import export, load_policy
+from drift_train.lora import LoRA
 from drift_train.loss import token_nll, weighted_nll, weighted_nll_from_logits
 from drift_train.module import WeightedSFT
 from drift_train.pack import BatchPlan, MicroBatch, StepBatch, pad, step_batch
@@ -19,6 +20,7 @@ __all__ = [
     "Encoded",
     "Example",
     "LastCheckpoint",
+    "LoRA",
     "MicroBatch",
     "SingleDevice",
     "State",

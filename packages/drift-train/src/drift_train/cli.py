@@ -139,7 +139,7 @@ def main(args: list[str] | None = None) -> None:
             case ["-h" | "--help", *_]:
                 sys.stdout.write(_help())
             case ["export", *rest]:
-                rest = option_words(rest, flags={"overwrite"})
+                rest = option_words(rest, flags={"overwrite", "keep_adapter", "trust_remote_code"})
                 auto_cli(
                     export_command,
                     args=rest,
@@ -175,15 +175,34 @@ def run_lightning(args: list[str] | None) -> TrainCLI:
     )
 
 
-def export_command(checkpoint: Path, out: Path, *, overwrite: bool = False) -> None:
+def export_command(
+    checkpoint: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    keep_adapter: bool = False,
+    evaluation: Path | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Write a checkpoint as a Hugging Face folder.
 
     Args:
         checkpoint: a checkpoint of a fit (a folder step-N), or the run's folder for its newest.
         out: the folder to make; it must not exist, or be empty, unless --overwrite.
         overwrite: replace the policy in `out`; never anything but a folder with a config.json.
+        keep_adapter: write a LoRA adapter for peft, not the policy that it makes of its base.
+        evaluation: what drift-eval wrote of this policy, for the model card.
+        trust_remote_code: run code that comes with the model.
     """
-    sys.stdout.write(f"wrote {export(checkpoint, out, overwrite=overwrite)}\n")
+    written = export(
+        checkpoint,
+        out,
+        overwrite=overwrite,
+        keep_adapter=keep_adapter,
+        evaluation=evaluation,
+        trust_remote_code=trust_remote_code,
+    )
+    sys.stdout.write(f"wrote {written}\n")
 
 
 def _help() -> str:

@@ -225,13 +225,7 @@ class WeightedSFT(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would give wrong steps without a word."""
-        precision = self.trainer.precision
-        if precision == "16-mixed":
-            raise ValueError("trainer.precision 16-mixed clips scaled gradients; use bf16-mixed")
-        if precision not in ("32-true", "bf16-mixed"):
-            raise ValueError(
-                f"trainer.precision {precision}: use bf16-mixed, or 32-true and another model.dtype"
-            )
+        check_precision(self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, decaying matrices only, and the named schedule over trainer.max_steps."""
@@ -341,6 +335,20 @@ class WeightedSFT(LightningModule):
             loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
         self.log("loss", loss, prog_bar=True, batch_size=1)
         self.log_dict({"lr": rate, "grad_norm": norm}, batch_size=1)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is not done right here.
+
+    Raises:
+        ValueError: not 32-true or bf16-mixed.
+    """
+    if precision == "16-mixed":
+        raise ValueError("trainer.precision 16-mixed clips scaled gradients; use bf16-mixed")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision {precision}: use bf16-mixed, or 32-true and another model.dtype"
+        )
 
 
 @runtime_checkable

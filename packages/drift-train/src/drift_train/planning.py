@@ -19,7 +19,7 @@ from drift_train.data import WeightedDataModule
 from drift_train.encode import Example
 from drift_train.flops import PEAK_FLOPS, flops_per_token, multiplying, peak_flops
 from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
-from drift_train.module import WeightedSFT
+from drift_train.module import WeightedSFT, check_precision
 from drift_train.pack import BatchPlan, bins_by_length
 from drift_train.strategies import STRATEGIES, count_devices, uses_cuda
 
@@ -112,6 +112,7 @@ def plan_run(
         FileNotFoundError: no such path.
     """
     _check(devices, max_steps, flops_per_second, utilisation)
+    check_precision(precision)
     strategy = _strategy(strategy, devices, cpu_offload)
     policy = _shapes(module)
     data.setup("fit")
