@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,14 +79,16 @@ def test_it_is_off_and_said_aloud_when_on(
     assert not torch.equal(trained(ids).logits, base(ids).logits)
 
 
+@pytest.mark.parametrize("adapter", [{}, {"lora": {"rank": 2}}])
 def test_a_checkpoint_cannot_turn_it_on(
-    canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], adapter: dict[str, Any]
 ) -> None:
+    """Nor one of adapters, whose base is read."""
     save_policy(tmp_path / "plain", bpe_tokenizer(), tiny_model(vocab=512))
     main([*FIT, "--model.model=plain", "--trainer.max_steps=2"])
     state = newest(tmp_path / "runs/version_0") / "state.json"
     manifest = json.loads(state.read_text())
-    manifest["hyper_parameters"] |= {"trust_remote_code": True, "model": "odd"}
+    manifest["hyper_parameters"] |= {"trust_remote_code": True, "model": "odd", **adapter}
     state.write_text(json.dumps(manifest))
     for words in (
         [*FIT, "--model.model=plain", "--ckpt_path=runs/version_0", "--trainer.max_steps=3"],
