@@ -99,7 +99,7 @@ def test_it_is_private_and_nobody_else_sees_it(hub: LoopbackHub, api: Api, tmp_p
     for token in (None, STRANGER):
         with pytest.raises(RepositoryNotFoundError):
             hub.api(token).dataset_info(REPO)
-        with pytest.raises(HubError, match="no such data set, or none that you may see"):
+        with pytest.raises(HubError, match="no such repository, or none that you may see"):
             get(hub.api(token), tmp_path / "got")
     assert get(hub.api(READER), tmp_path / "got").fresh
     assert not (tmp_path / "hf" / "hub" / "refs").exists()

@@ -1,4 +1,4 @@
-"""drift-train fit | validate | export."""
+"""drift-train fit | validate | export | push."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from drift_train.export import export
 from drift_train.module import WeightedSFT
 from drift_train.planning import check_length, dry_run, print_plan
 from drift_train.progress import StepMetrics, StepProgressBar
+from drift_train.pushing import prepare_push, print_push, push
 from drift_train.state import newest, read_state
 from drift_train.strategies import strategy_named
-from drift_weights.cli import option_words, refuse
+from drift_weights.cli import ask, option_words, refuse
 
 COMMANDS = {
     "fit": "train a policy on weighted turns",
     "validate": "weighted loss and token accuracy on the held-out prompts",
     "export": "write a checkpoint as a Hugging Face folder",
+    "push": "send such a folder to the Hub, private",
 }
 MAX_STEPS = 200
 """Optimizer steps of a run (D.2)."""
+_FLAGS = {"overwrite", "keep_adapter", "trust_remote_code", "public", "dry_run", "yes"}
 _MISTAKES = (ValueError, OSError, ArgumentError, MisconfigurationException, ModuleNotFoundError)
 _LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -138,13 +141,12 @@ def main(args: list[str] | None = None) -> None:
         match words:
             case ["-h" | "--help", *_]:
                 sys.stdout.write(_help())
-            case ["export", *rest]:
-                rest = option_words(rest, flags={"overwrite", "keep_adapter", "trust_remote_code"})
+            case ["export" | "push" as word, *rest]:
                 auto_cli(
-                    export_command,
-                    args=rest,
+                    export_command if word == "export" else push_command,
+                    args=option_words(rest, flags=_FLAGS),
                     as_positional=True,
-                    prog="drift-train export",
+                    prog=f"drift-train {word}",
                     exit_on_error=False,
                 )
             case [word, *rest] if word in COMMANDS or word.startswith("-"):
@@ -182,6 +184,7 @@ def export_command(
     overwrite: bool = False,
     keep_adapter: bool = False,
     evaluation: Path | None = None,
+    license: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder.
@@ -192,6 +195,7 @@ def export_command(
         overwrite: replace the policy in `out`; never anything but a folder with a config.json.
         keep_adapter: write a LoRA adapter for peft, not the policy that it makes of its base.
         evaluation: what drift-eval wrote of this policy, for the model card.
+        license: of the policy as the Hub names it, such as apache-2.0, for the model card.
         trust_remote_code: run code that comes with the model.
     """
     written = export(
@@ -200,9 +204,45 @@ def export_command(
         overwrite=overwrite,
         keep_adapter=keep_adapter,
         evaluation=evaluation,
+        license=license,
         trust_remote_code=trust_remote_code,
     )
     sys.stdout.write(f"wrote {written}\n")
+
+
+def push_command(
+    policy: Path,
+    repo_id: str,
+    *,
+    tag: str | None = None,
+    public: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+) -> None:
+    """Send an exported policy to the Hub, private, as one commit.
+
+    Args:
+        policy: the folder that `drift-train export` wrote.
+        repo_id: org/name on the Hub; it is made if it is not there.
+        tag: a name for this version, such as v0.1.0; tags are never moved.
+        public: let everybody see it; asked once.
+        dry_run: print files, sizes and the model card; change nothing.
+        yes: do not ask before making it public.
+    """
+    plan = prepare_push(policy, repo_id, public=public, tag=tag)
+    console = Console()
+    print_push(plan, console, card=dry_run)
+    if dry_run:
+        return
+    if plan.public and plan.private and not yes:
+        ask(f"Let everybody see {repo_id}?")
+    done = push(plan)
+    state = "pushed" if done.fresh else "pushed before, nothing to do:"
+    revision = tag or done.commit
+    sys.stdout.write(
+        f"{state} {repo_id} (commit {done.commit})\n"
+        f'next: AutoModelForCausalLM.from_pretrained("{repo_id}", revision="{revision}")\n'
+    )
 
 
 def _help() -> str:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from drift_train.lora import merged, save_adapter
-from drift_train.model_card import load_evaluation, make_model_card
+from drift_train.model_card import CARD, load_evaluation, make_model_card
 from drift_train.module import BASE, CONFIG, GENERATION, Described, WeightedSFT, check_base
 from drift_train.state import State, check_files, load_tensors, newest, read_state
 from drift_weights.folder import refuse_existing
@@ -34,6 +34,7 @@ def export(
     overwrite: bool = False,
     keep_adapter: bool = False,
     evaluation: Path | None = None,
+    license: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
     """Write a policy that AutoModelForCausalLM and AutoTokenizer open; whole or not at all.
@@ -48,6 +49,7 @@ def export(
         overwrite: replace the policy in `out`; never anything but a folder with a config.json.
         keep_adapter: write a LoRA adapter for peft, not the policy that it makes of its base.
         evaluation: what drift-eval wrote of this policy, for the card.
+        license: of the policy as the Hub names it, such as apache-2.0, for the card.
         trust_remote_code: run code that comes with the model; what a checkpoint says of it does not count.
 
     Returns:
@@ -83,8 +85,10 @@ def export(
             whole = merged(copy.deepcopy(model)) if hparams["lora"] else model
             whole.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        card = make_model_card(about, name=out.name, evaluation=read)
-        (scratch / "README.md").write_text(card, encoding="utf-8")
+        card = make_model_card(
+            about | {"adapter": keep_adapter}, name=out.name, evaluation=read, license=license
+        )
+        (scratch / CARD).write_text(card, encoding="utf-8")
         _open_to_others(scratch)
         if out.exists():
             shutil.rmtree(out)
@@ -177,7 +181,7 @@ def _blank(found: State, trust_remote_code: bool) -> PreTrainedModel:
     kind = saved.pop("model_type")
     if trust_remote_code:
         source, revision = found.settings["model"], found.settings["revision"]
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         config = type(config).from_dict(saved)
     elif kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(kind, **saved)

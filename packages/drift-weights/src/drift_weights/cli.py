@@ -308,7 +308,7 @@ def publish(
     if dry_run:
         return
     if publishing.public and not yes:
-        _ask(f"Let everybody see {repo_id}?")
+        ask(f"Let everybody see {repo_id}?")
     done = hub.publish(plan)
     state = "published" if done.fresh else "published before, nothing to do:"
     console.print(
@@ -357,7 +357,7 @@ def _located(path: Path, revision: str | None, subset: str | None) -> Path:
     return found
 
 
-def _ask(question: str) -> None:
+def ask(question: str) -> None:
     """Raise ValueError unless somebody says yes."""
     if not sys.stdin.isatty():
         raise ValueError("nobody can be asked here whether everybody may see it; pass --yes")

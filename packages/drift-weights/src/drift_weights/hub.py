@@ -100,10 +100,10 @@ def look(api: Api, repo_id: str) -> Remote | None:
     )
 
 
-def files_of(api: Api, repo_id: str, commit: str) -> dict[str, RemoteFile]:
+def files_of(api: Api, repo_id: str, commit: str, *, kind: str = "dataset") -> dict[str, RemoteFile]:
     """The files of a repository at a commit."""
     tree = asked(
-        lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True, repo_type="dataset")),
+        lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True, repo_type=kind)),
         repo_id,
     )
     return {
@@ -161,14 +161,14 @@ def locked(folder: Path, name: str) -> AbstractContextManager[object]:
     return lock
 
 
-def create(api: Api, repo_id: str) -> None:
-    """Make a private repository for a data set."""
-    asked(lambda: api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True), repo_id)
+def create(api: Api, repo_id: str, *, kind: str = "dataset") -> None:
+    """Make a private repository for a data set or a model."""
+    asked(lambda: api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True), repo_id)
 
 
-def publish_to_all(api: Api, repo_id: str) -> None:
+def publish_to_all(api: Api, repo_id: str, *, kind: str = "dataset") -> None:
     """Make a private repository public."""
-    asked(lambda: api.update_repo_settings(repo_id, private=False, repo_type="dataset"), repo_id)
+    asked(lambda: api.update_repo_settings(repo_id, private=False, repo_type=kind), repo_id)
 
 
 def commit(
@@ -179,6 +179,7 @@ def commit(
     add: Mapping[str, Path | bytes],
     delete: Sequence[str],
     message: str,
+    kind: str = "dataset",
 ) -> str:
     """Everything in one commit on top of `parent`, or nothing.
 
@@ -197,23 +198,23 @@ def commit(
     operations += [CommitOperationDelete(path_in_repo=name) for name in delete]
     done = asked(
         lambda: api.create_commit(
-            repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=parent
+            repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent
         ),
         repo_id,
     )
     return str(done.oid)
 
 
-def set_tag(api: Api, repo_id: str, tag: str, commit: str) -> None:
+def set_tag(api: Api, repo_id: str, tag: str, commit: str, *, kind: str = "dataset") -> None:
     """Name a commit; a tag that names it already is fine.
 
     Raises:
         HubError: the tag names another commit.
     """
     try:
-        asked(lambda: api.create_tag(repo_id, tag=tag, revision=commit, repo_type="dataset"), repo_id)
+        asked(lambda: api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind), repo_id)
     except HubError as error:
-        refs = asked(lambda: api.list_repo_refs(repo_id, repo_type="dataset"), repo_id)
+        refs = asked(lambda: api.list_repo_refs(repo_id, repo_type=kind), repo_id)
         if (tag, commit) not in {(found.name, found.target_commit) for found in refs.tags}:
             raise HubError(f"{repo_id}: tag {tag} is not set: {error}", status=error.status) from error
 
@@ -315,7 +316,7 @@ def _clear(cause: BaseException, place: str) -> HubError:
 def _advice(status: int, missing: bool, cause: errors.HfHubHTTPError) -> str:
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if missing:
-        return f"the Hub has no such data set, or none that you may see; check the name, or {login}"
+        return f"the Hub has no such repository, or none that you may see; check the name, or {login}"
     if status in _TRANSIENT:
         return f"the Hub answered {status} again and again; what is done stays done, run it later"
     said = cause.server_message or "no reason given"
