@@ -53,7 +53,10 @@ def main(settings: dict[str, Any]) -> None:
         Stop(settings.get("stop")),
         LastCheckpoint(settings["every"], keep=99, dirpath=settings["checkpoints"]),
     ]
-    ranks = settings.get("ranks", 1)
+    ranks, accelerator = settings.get("ranks", 1), settings.get("accelerator", "cpu")
+    options = settings.get("options", {})
+    if settings["strategy"] == "single":
+        options = {"device": "cuda:0" if accelerator == "cuda" else "cpu", **options}
     module = WeightedSFT(settings["model"], 5e-3, weight_decay=0.1, **settings.get("module", {}))
     table = weighted_table(random_rows(24, vocab=67))
     data = WeightedDataModule.from_table(
@@ -61,11 +64,12 @@ def main(settings: dict[str, Any]) -> None:
     )
     trainer = Trainer(
         max_steps=settings["steps"],
-        accelerator=settings.get("accelerator", "cpu"),
+        accelerator=accelerator,
         devices=ranks // settings.get("nodes", 1),
         num_nodes=settings.get("nodes", 1),
         precision=settings.get("precision", "32-true"),
-        strategy=STRATEGIES[settings["strategy"]](**settings.get("options", {})),
+        strategy=STRATEGIES[settings["strategy"]](**options),
+        deterministic=accelerator == "cuda",
         callbacks=callbacks,
         logger=False,
         enable_progress_bar=False,
@@ -75,6 +79,8 @@ def main(settings: dict[str, Any]) -> None:
         trainer.fit(module, datamodule=data, ckpt_path=settings.get("resume"))
     out = Path(settings["out"])
     rng = torch.get_rng_state()
+    if accelerator == "cuda":
+        rng = torch.cat([rng, torch.cuda.get_rng_state()])
     if trainer.is_global_zero:
         torch.save({"losses": watch.losses, "norms": watch.norms, "rng": rng}, out)
 

@@ -33,14 +33,20 @@ SETTINGS: dict[str, Any] = {
     "every": 3,
     "module": {"gradient_clip": 1.0, "warmup_share": 0.5},
 }
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+)
 ADAPTER = {"module": {**SETTINGS["module"], "lora": {"rank": 4}, "gradient_checkpointing": True}}
 
 
 class Runs:
     """Fits in processes of their own, under a folder, by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, accelerator: str) -> None:
         self.folder = folder
+        self.accelerator = accelerator
+        # Where there is one CUDA device, every strategy runs on that one.
+        self.ranks = 2 if accelerator == "cpu" else min(2, torch.cuda.device_count())
         for name, dropout in {"plain": 0.0, "dropping": 0.1}.items():
             # Tied embeddings and an odd vocabulary: shared and unequal shards.
             shape = {"vocab": 67, "tie_word_embeddings": True, "attention_dropout": dropout}
@@ -48,12 +54,13 @@ class Runs:
 
     def settings(self, name: str, **changes: Any) -> dict[str, Any]:
         out = {"out": str(self.folder / f"{name}.pt"), "checkpoints": str(self.folder / name)}
-        return {"name": name, "model": str(self.folder / "plain"), **SETTINGS, **out, **changes}
+        where = {"name": name, "model": str(self.folder / "plain"), "accelerator": self.accelerator}
+        return {**where, **SETTINGS, **out, **changes}
 
     def start(self, runs: list[dict[str, Any]], *, nodes: int = 1) -> list[subprocess.Popen[str]]:
         """One process a node; torchrun makes the ranks."""
-        path = self.folder / f"{runs[0]['name']}.json"
-        path.write_text(json.dumps(runs))
+        todo = self.folder / f"{runs[0]['name']}.json"
+        todo.write_text(json.dumps(runs))
         ranks = runs[0].get("ranks", 1)
         port = free_port()
         commands = []
@@ -61,8 +68,11 @@ class Runs:
             torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks // nodes}"]
             torchrun += [f"--nnodes={nodes}", f"--node-rank={node}"]
             torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-            commands.append([sys.executable, *(torchrun if ranks > 1 else []), str(SCRIPT), str(path)])
-        environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+            commands.append([sys.executable, *(torchrun if ranks > 1 else []), str(SCRIPT), str(todo)])
+        # cuBLAS repeats its bits with a workspace of fixed size.
+        fixed = {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, **fixed, "PYTHONPATH": path}
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return [subprocess.Popen(command, env=environment, **pipes) for command in commands]
 
@@ -90,24 +100,24 @@ class Runs:
         return whole_tensors(self.folder / name / f"step-{STEPS:06d}")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All fits of this module in three starts, because a start costs more than a fit."""
-    made = Runs(tmp_path_factory.mktemp("runs"))
+    made = Runs(tmp_path_factory.mktemp("runs"), request.param)
     alone, backs = {"strategy": "single"}, []
     first = [made.settings("single", **alone), made.settings("single-bf16", **alone, **MIXED)]
     first.append(made.settings("single-lora", **alone, **ADAPTER))
     made.run(*first, *made.parts(**alone))
     pair: list[dict[str, Any]] = []
     for strategy in ("ddp", "fsdp2", "fsdp"):
-        both = {"strategy": strategy, "ranks": 2}
+        both = {"strategy": strategy, "ranks": made.ranks}
         half = str(made.folder / strategy / "step-000003")
         other = str(made.folder / "single/step-000003")
         pair.append(made.settings(strategy, **both))
         pair.append(made.settings(f"{strategy}-resumed", resume=half, **both))
         pair.append(made.settings(f"{strategy}-taken", resume=other, **both))
         backs.append(made.settings(f"{strategy}-back", resume=half, **alone))
-    shards = {"strategy": "fsdp2", "ranks": 2}
+    shards = {"strategy": "fsdp2", "ranks": made.ranks}
     pair.append(made.settings("fsdp2-bf16", **shards, **MIXED))
     pair.append(made.settings("offload", options={"cpu_offload": True}, **shards))
     lora = {"resume": str(made.folder / "lora/step-000003"), **shards, **ADAPTER}
@@ -168,8 +178,18 @@ def test_two_ranks_take_the_steps_of_one_and_resume(runs: Runs, strategy: str) -
         assert distance(runs.end(f"{strategy}-{moved}"), runs.end("single")) < 1e-5
 
 
+@pytest.mark.parametrize("runs", [CUDA], indirect=True)
+def test_a_cuda_device_takes_the_steps_of_a_cpu(runs: Runs) -> None:
+    runs.run(runs.settings("host", strategy="single", accelerator="cpu"))
+    wanted, found = runs.noted("host"), runs.noted("single")
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
+    assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_two_nodes_of_one_process_are_two_ranks(runs: Runs) -> None:
+    if runs.ranks < 2:
+        pytest.skip("there is one CUDA device")
     runs.run(runs.settings("nodes", strategy="fsdp2", ranks=2, nodes=2), nodes=2)
     assert close(runs.noted("nodes")["losses"], runs.noted("single")["losses"])
 
@@ -216,7 +236,7 @@ def test_an_export_of_every_strategy_is_the_policy_that_was_saved(runs: Runs, st
 @pytest.mark.slow
 def test_kill_9_during_saves_leaves_a_state_that_loads(runs: Runs) -> None:
     """Killed at some moment of a run that saves at every step; then the newest goes on to the same end."""
-    settings = {"strategy": "fsdp2", "ranks": 2}
+    settings = {"strategy": "fsdp2", "ranks": runs.ranks}
     for number, delay in enumerate((0.0, 0.05, 0.15)):
         name = f"killed{number}"
         (process,) = runs.start([runs.settings(name, every=1, **settings)])
