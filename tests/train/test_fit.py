@@ -184,6 +184,18 @@ def test_scaled_half_precision_is_refused(policy: str, monkeypatch: pytest.Monke
         trainer(2).fit(WeightedSFT(policy, 1e-3), datamodule=data_of(policy))
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(policy: str) -> None:
+    module = WeightedSFT(policy, 1e-3)
+    module.configure_model()
+    with torch.no_grad():
+        module.policy.model.norm.weight[0] = float("nan")
+    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    with pytest.raises(ValueError, match=r"step 1: the gradient's norm is nan .* the step was not taken"):
+        trainer(3).fit(module, datamodule=data_of(policy))
+    for name, parameter in module.policy.named_parameters():
+        assert torch.equal(parameter, before[name]) or name == "model.norm.weight"
+
+
 def test_epochs_are_as_many_steps_as_they_hold(policy: str) -> None:
     """24 rows twice in batches of 7: 48/7, rounded up."""
     fit = trainer(-1, max_epochs=2)

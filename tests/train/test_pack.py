@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_train import BatchPlan, Example, encode, pad, step_batch
+from drift_train.loss import IGNORED
 from drift_weights.weights import group_weights, resample
 from train.weighted_rows import random_rows, token_row, weighted_table
 
@@ -130,25 +131,26 @@ def test_the_world_size_only_decides_who_gets_what(
         assert share.num_examples == batch_size
         counts.add(len(share.micro_batches))
         for micro in share.micro_batches:
-            tokens = micro.attention_mask.numel()
+            tokens = micro.input_ids.numel()
             assert tokens <= micro_tokens or len(micro.weight) == 1
             assert micro.idle <= (not micro.weight.any())
             for b in range(0 if micro.idle else len(micro.weight)):
-                ids = micro.input_ids[b][micro.attention_mask[b].bool()].tolist()
-                given_out[(float(micro.weight[b]), tuple(ids))] += 1
+                # These rows are supervised to their last token, so padding is all that is behind it.
+                length = int((micro.labels[b] != IGNORED).nonzero().max()) + 1
+                assert not micro.input_ids[b, length:].any()
+                given_out[(float(micro.weight[b]), tuple(micro.input_ids[b, :length].tolist()))] += 1
     assert len(counts) == 1, "sharded models meet in every forward"
     wanted = Counter((examples[i].weight, tuple(examples[i].input_ids.tolist())) for i in indices)
     assert given_out == wanted
 
 
-def test_padding_stands_on_the_left_and_positions_start_at_the_first_token() -> None:
+def test_padding_stands_on_the_right_so_that_every_query_sees_a_token() -> None:
     rows = [token_row(0, [7, 8, 9], [(2, 3)]), token_row(1, [1, 2, 3, 4, 5], [(1, 2), (3, 5)])]
     short, long = encode(weighted_table(rows), vocab_size=10, supervise="all").examples
     micro = pad([short, long], np.array([0.5, 2.0]))
-    assert micro.input_ids[0, 2:].tolist() == [7, 8, 9]
-    assert micro.attention_mask.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert micro.position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
-    assert micro.labels.tolist() == [[-100, -100, -100, -100, 9], [-100, 2, -100, 4, 5]]
+    assert micro.input_ids.tolist() == [[7, 8, 9, 0, 0], [1, 2, 3, 4, 5]]
+    assert micro.labels.tolist() == [[-100, -100, 9, -100, -100], [-100, 2, -100, 4, 5]]
+    assert micro.tokens == 8
     assert micro.logits_to_keep == 5
     assert pad([short], np.ones(1)).logits_to_keep == 2
 

@@ -134,11 +134,11 @@ def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpoint
     """What a forward keeps for its backward, counted by operation as in Korthikanti et al. 2022, sec. 4.1.
 
     Theirs is 34·h bytes a token and block, for a 4·h MLP with GELU and dropout. Ours has a gated MLP of
-    width f, no dropout, norms in float32, attention that stores a mask over T positions and no scores,
-    and q numbers each of queries, and of keys and values once repeated. With r and c bytes a number (see
+    width f, no dropout, norms in float32, attention that stores no scores, and q numbers each of queries,
+    and of keys and values once repeated. With r and c bytes a number (see
     `_Bytes`), n = 2 copies of normed states, or 5 where autocast makes one for each matrix:
 
-        2·(4 + r)·h + c·(n·h + 4·q + 4·f + T)
+        2·(4 + r)·h + c·(n·h + 4·q + 4·f)
 
     Eager attention adds 4 + c bytes for each head and position. Under gradient checkpointing each block
     keeps its input, r·h, and one at a time all of that.
@@ -148,7 +148,7 @@ def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpoint
     queries = (getattr(config, "head_dim", None) or hidden // heads) * heads
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     copies = 2 if size.residual == size.computed else 5
-    numbers = copies * hidden + 4 * queries + 4 * inner + micro.longest
+    numbers = copies * hidden + 4 * queries + 4 * inner
     token = 2 * (4 + size.residual) * hidden + size.computed * numbers
     if policy.config._attn_implementation == "eager":
         token += (4 + size.computed) * heads * micro.longest

@@ -155,13 +155,7 @@ class WeightedSFT(LightningModule):
     def logits(self, batch: MicroBatch) -> Tensor:
         """Logits of the last `batch.logits_to_keep` positions, shape [B, logits_to_keep, V]."""
         only = {"logits_to_keep": batch.logits_to_keep} if self._keeps_logits else {}
-        output = self.policy(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **only,
-        )
+        output = self.policy(input_ids=batch.input_ids, use_cache=False, **only)
         return cast(Tensor, output.logits)[:, -batch.logits_to_keep :]
 
     def micro_loss(self, batch: MicroBatch, num_examples: int) -> tuple[Tensor, Tensor]:
@@ -177,7 +171,11 @@ class WeightedSFT(LightningModule):
         return loss, logits_BTV
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
-        """One whole optimizer step; returns this rank's share of the loss."""
+        """One whole optimizer step; returns this rank's share of the loss.
+
+        Raises:
+            ValueError: the gradient is not finite; the step is not taken.
+        """
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
         _seed(batch.seed)
@@ -190,6 +188,7 @@ class WeightedSFT(LightningModule):
                 self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach()
         norm = self._clip()
+        self._refuse_nan(norm, total)
         optimizer.step()
         optimizer.zero_grad()
         self._log_step(total, norm, float(scheduler.get_last_lr()[0]))
@@ -329,6 +328,15 @@ class WeightedSFT(LightningModule):
         if isinstance(strategy, StateFolders):
             return strategy.clip(self.policy, limit)
         return torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+
+    def _refuse_nan(self, norm: Tensor, loss: Tensor) -> None:
+        """Every rank has the same norm, so that all stop at the same step."""
+        if not bool(torch.isfinite(norm)):
+            raise ValueError(
+                f"step {self.trainer.global_step + 1}: the gradient's norm is {float(norm):g} (loss "
+                f"{float(loss):g}), and the step was not taken; lower model.learning_rate, set "
+                "model.gradient_clip, or look at the rows of this step; the states before it stay"
+            )
 
     def _log_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         if self.trainer.world_size > 1:

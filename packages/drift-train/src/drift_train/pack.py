@@ -20,30 +20,34 @@ Weighting = Literal["loss", "resample", "none"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
-    """Examples padded on the left, so that what is supervised stands at the end."""
+    """Examples padded on the right: causal attention never looks there, so they need no mask.
+
+    Padding on the left leaves queries that see nothing, whose gradient is NaN on CUDA.
+    """
 
     input_ids: Tensor
     """Shape [B, T]."""
     labels: Tensor
     """Token ids where there is loss, −100 elsewhere, not shifted, shape [B, T]."""
-    attention_mask: Tensor
-    """1 on tokens, 0 on padding, shape [B, T]."""
-    position_ids: Tensor
-    """From 0 at each example's first token, shape [B, T]."""
     weight: Tensor
     """What multiplies each row's loss, shape [B]."""
     logits_to_keep: int
     """Last positions whose logits the loss needs, the one before the first target included."""
+    tokens: int
+    """Of the examples, padding left out."""
     idle: bool = False
     """Only there to keep a rank in step with the others: counted nowhere."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         """The same on another device."""
-        names = ("input_ids", "labels", "attention_mask", "position_ids")
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
         # Apple's devices know no float64.
         weight = self.weight.float() if torch.device(device).type == "mps" else self.weight
-        return replace(self, **moved, weight=weight.to(device, non_blocking=non_blocking))
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            weight=weight.to(device, non_blocking=non_blocking),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -188,27 +192,22 @@ def step_batch(
 
 
 def pad(examples: Sequence[Example], weight_B: NDArray[np.float64]) -> MicroBatch:
-    """Examples side by side, padded on the left with id 0, which no mask ever looks at."""
-    longest = max(len(example.input_ids) for example in examples)
+    """Examples side by side, padded on the right with id 0."""
+    lengths = [len(example.input_ids) for example in examples]
+    longest = max(lengths)
     shape = (len(examples), longest)
     input_ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-    mask, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    first = longest
     for b, example in enumerate(examples):
-        offset = longest - len(example.input_ids)
-        input_ids[b, offset:] = example.input_ids
-        mask[b, offset:] = 1
-        positions[b, offset:] = np.arange(longest - offset)
+        input_ids[b, : lengths[b]] = example.input_ids
         for start, end in example.spans:
-            labels[b, offset + start : offset + end] = example.input_ids[start:end]
-        first = min(first, offset + example.spans[0][0])
+            labels[b, start:end] = example.input_ids[start:end]
+    first = min(example.spans[0][0] for example in examples)
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
-        attention_mask=torch.from_numpy(mask),
-        position_ids=torch.from_numpy(positions),
         weight=torch.from_numpy(np.asarray(weight_B, np.float64)),
         logits_to_keep=longest - first + 1,
+        tokens=sum(lengths),
     )
 
 

@@ -235,7 +235,7 @@ def _micro(examples: Sequence[Example]) -> Micro:
     return Micro(
         rows=len(examples),
         longest=max(lengths),
-        kept=max(n - e.spans[0][0] for n, e in zip(lengths, examples, strict=True)) + 1,
+        kept=max(lengths) - min(example.spans[0][0] for example in examples) + 1,
         tokens=sum(lengths),
         supervised=sum(example.supervised for example in examples),
     )

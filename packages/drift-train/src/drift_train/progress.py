@@ -240,7 +240,8 @@ def _sums(batch: StepBatch) -> Tensor:
     for micro in batch.micro_batches:
         if not micro.idle:
             weight_B = micro.weight.to(kind)
-            total += torch.stack([micro.attention_mask.sum().to(kind), weight_B.sum(), (weight_B**2).sum()])
+            tokens = torch.tensor(micro.tokens, dtype=kind, device=device)
+            total += torch.stack([tokens, weight_B.sum(), (weight_B**2).sum()])
     return total
 
 

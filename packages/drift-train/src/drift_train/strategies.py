@@ -283,7 +283,10 @@ def _fill(policy: PreTrainedModel, whole: PreTrainedModel | None, strategy: Stra
     for name, buffer in policy.named_buffers():
         if whole is not None:
             buffer.copy_(sources[name])
-        torch.distributed.broadcast(buffer, src=0)
+        # Offloaded ones too: the devices' own backend may be the only one there is.
+        sent = buffer.to(strategy.root_device)
+        torch.distributed.broadcast(sent, src=0)
+        buffer.copy_(sent)
     generation = None if whole is None else whole.generation_config
     policy.generation_config = cast(GenerationConfig, strategy.broadcast(generation))
 
