@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -48,11 +49,11 @@ class Result:
     """What one way to spend the steps came to in one world."""
 
     world: int
-    method: str
+    weighting: str
     rounds: int
     scores: Scores
-    with_one: Comparison | None
-    """Against one round, paired by problem; None for one round itself."""
+    with_first: Comparison | None
+    """Against the first number of rounds, paired by problem; None for that itself."""
     dialogues: int
     """Rolled out, over all rounds."""
     solved: tuple[float, ...]
@@ -92,16 +93,18 @@ def compare(stage: Stage, rounds: Sequence[int], console: Console) -> list[Resul
                 _lend(first, settings)
             policy = refresh(settings, console)
             first = first or out
-            table = evaluate_policy(stage, f"{method.name}, {count} rounds", policy, stage.splits.heldout)
+            table = evaluate_policy(
+                stage, f"{method.weighting}, {count} round(s)", policy, stage.splits.heldout
+            )
             found = outcomes(table)[0]
             base = base or found
             results.append(
                 Result(
                     world=stage.seed,
-                    method=method.name,
+                    weighting=method.weighting,
                     rounds=count,
                     scores=score_outcomes(found),
-                    with_one=None if found is base else compare_outcomes(found, base),
+                    with_first=None if found is base else compare_outcomes(found, base),
                     **_rolled_out(settings),
                 )
             )
@@ -141,16 +144,17 @@ def settings_of(
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """A row a run; differences are of multi@5, to the first number of rounds of the same weighting."""
-    table = Table(title="Greedy on held-out problems, in %; the same number of optimizer steps in each row")
-    for name in ("world", "rounds", "dialogues", "acc@1", "multi@5", "− one round", "95 %", "p"):
-        table.add_column(name, justify="right")
-    table.add_column("weighting")
-    table.add_column("solved, by round")
+    """A row a run; gains are of multi@5, over the first number of rounds of the same weighting."""
+    title = (
+        "Greedy on held-out problems, in %; each row as many optimizer steps; solved: dialogues by round"
+    )
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("world", "weighting", "rounds", "acc@1", "multi@5", "gain", "95 %", "p", "solved"):
+        table.add_column(name, justify="left" if name in ("weighting", "solved") else "right", no_wrap=True)
     for one in results:
         scores = one.scores
-        cells = [str(one.world), str(one.rounds), f"{one.dialogues:,}", percent(scores.acc_at_1.value)]
-        cells += [percent(scores.multi_at_max.value), *difference(one.with_one), one.method]
+        cells = [str(one.world), one.weighting, str(one.rounds), percent(scores.acc_at_1.value)]
+        cells += [percent(scores.multi_at_max.value), *difference(one.with_first)]
         table.add_row(*cells, " ".join(map(percent, one.solved)))
     return table
 

@@ -83,6 +83,19 @@ def test_an_untrained_adapter_changes_nothing(policy: str) -> None:
     assert torch.equal(logits(module.policy), logits(AutoModelForCausalLM.from_pretrained(policy)))
 
 
+def test_adapters_begin_alike_whatever_the_default_device(policy: str) -> None:
+    """Lightning makes it the strategy's own, and every device has a generator of its own."""
+    found = []
+    for device in ("cpu", "meta"):
+        module = WeightedSFT(policy, 1e-2, lora=LoRA())
+        torch.manual_seed(0)
+        with torch.device(device):
+            module.configure_model()
+        found.append(dict(module.policy.named_parameters()))
+    assert {p.device.type for p in found[1].values()} == {"cpu"}
+    assert all(torch.equal(p, found[0][name]) for name, p in found[1].items())
+
+
 def test_it_is_the_sum_that_it_says(policy: str, tmp_path: Path) -> None:
     """W + (alpha/rank)·B·A, by hand."""
     module = fit(policy, tmp_path / "run", 3)

@@ -291,10 +291,12 @@ class WeightedSFT(LightningModule):
     def _read_policy(self) -> PreTrainedModel:
         if self.hparams["trust_remote_code"]:
             _say_trusted(self.hparams["model"])
-        read = AutoModelForCausalLM.from_pretrained(**self._source(), dtype=self._number_type())
-        if self._lora is not None:
-            self.base = base_of(read, self.hparams["model"])
-        return self._dressed(read)
+        # Lightning's default device here is the strategy's, whose generator would draw other adapters.
+        with torch.device("cpu"):
+            read = AutoModelForCausalLM.from_pretrained(**self._source(), dtype=self._number_type())
+            if self._lora is not None:
+                self.base = base_of(read, self.hparams["model"])
+            return self._dressed(read)
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
         """With the adapters and the checkpointing that were asked for."""
