@@ -498,11 +498,14 @@ def test_the_command_asks_before_everybody_sees_it(
 
 
 OPEN = """
-import sys, torch
+import os, sys, torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 ids = torch.tensor({ids})
 found = [{models}]
+os.chdir({adapter!r})
+{card}
+found.append(policy)
 with torch.no_grad():
     torch.save([model.eval()(ids).logits for model in found], sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained({repo!r}, revision={commit!r})
@@ -519,7 +522,7 @@ def test_what_was_pushed_opens_at_its_revision(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The whole policy as transformers opens it, the adapter by the line that the command prints."""
+    """A whole policy by transformers, an adapter by the line that the command prints and by its card."""
     pinned = hub.put(BASE, content(exports.base), kind="model", private=True)
     # What the base became since must not come under the adapter.
     hub.put(BASE, {"model.safetensors": content(exports.second)["model.safetensors"]}, kind="model")
@@ -531,11 +534,19 @@ def test_what_was_pushed_opens_at_its_revision(
     first = put(api, policies.first)
     put(api, policies.second)
     whole = f"AutoModelForCausalLM.from_pretrained({REPO!r}, revision={first.commit!r})"
-    code = OPEN.format(ids=IDS, models=f"{whole}, {said}", repo=REPO, commit=first.commit)
+    (card,) = re.findall(r"```python\n(.+?)```", (policies.adapter / "README.md").read_text(), re.DOTALL)
+    code = OPEN.format(
+        ids=IDS,
+        models=f"{whole}, {said}",
+        adapter=str(policies.adapter),
+        card=card,
+        repo=REPO,
+        commit=first.commit,
+    )
     env = {**hub.env(tmp_path, OWNER), "OMP_NUM_THREADS": "1"}
     assert run(["-c", code, str(tmp_path / "logits")], env) == bpe_tokenizer().chat_template
     found = torch.load(tmp_path / "logits")
-    for logits, folder in zip(found, (exports.first, exports.adapter), strict=True):
+    for logits, folder in zip(found, (exports.first, exports.adapter, exports.adapter), strict=True):
         with torch.no_grad():
             wanted = AutoModelForCausalLM.from_pretrained(folder).eval()(torch.tensor(IDS)).logits
         assert torch.equal(logits, wanted)

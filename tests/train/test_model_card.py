@@ -179,6 +179,13 @@ def test_a_module_says_what_its_checkpoint_says(made: Made, tmp_path: Path) -> N
         assert found == wanted
 
 
+def test_a_module_names_the_commit_that_its_base_was_read_at(tmp_path: Path) -> None:
+    module = WeightedSFT.from_model(tiny_model(), 1e-3)
+    module.hparams["model"], module.base = "org/base", {"commit": COMMIT}
+    card = (export(module, tmp_path / "out", tokenizer=bpe_tokenizer()) / "README.md").read_text()
+    assert cells(card)["Trained from"] == f"`org/base` at `{COMMIT}`"
+
+
 def test_data_of_the_hub_are_named_with_their_commit(made: Made, tmp_path: Path) -> None:
     data = tmp_path / "pulled"
     reweight_file(made.home / "rollouts", data, WeightConfig())
