@@ -124,10 +124,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not (project / "out").exists()
 
 
-def test_help_lists_the_three_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_four_commands(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     shown = capsys.readouterr().out
-    assert re.findall(r"^  (\w+) ", shown, re.MULTILINE) == ["fit", "validate", "export"]
+    assert re.findall(r"^  (\w+) ", shown, re.MULTILINE) == ["fit", "validate", "export", "push"]
 
 
 def test_a_stopped_fit_goes_on_from_its_folder(project: Path) -> None:

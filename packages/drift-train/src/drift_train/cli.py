@@ -239,9 +239,12 @@ def push_command(
     done = push(plan)
     state = "pushed" if done.fresh else "pushed before, nothing to do:"
     revision = tag or done.commit
+    # transformers would look for an adapter's revision in its base's repository, too.
+    adapter = (policy / "adapter_config.json").is_file()
+    opens = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     sys.stdout.write(
         f"{state} {repo_id} (commit {done.commit})\n"
-        f'next: AutoModelForCausalLM.from_pretrained("{repo_id}", revision="{revision}")\n'
+        f'next: {opens}.from_pretrained("{repo_id}", revision="{revision}")\n'
     )
 
 

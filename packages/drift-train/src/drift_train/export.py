@@ -79,7 +79,7 @@ def export(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if keep_adapter:
-            save_adapter(model, hparams["model"], hparams["revision"], scratch)
+            save_adapter(model, _from_anywhere(hparams["model"]), hparams["revision"], scratch)
         else:
             # A module that goes on training keeps its adapters.
             whole = merged(copy.deepcopy(model)) if hparams["lora"] else model
@@ -101,6 +101,7 @@ def export(
 def about_module(module: WeightedSFT) -> dict[str, Any]:
     """What a checkpoint of a module would say of it, as far as it is known."""
     about: dict[str, Any] = {"hyper_parameters": dict(module.hparams), "made_by": made_by()}
+    about[BASE] = module.base
     # Without a trainer nothing is known of a fit.
     trainer = module._trainer
     if trainer is not None:
@@ -112,6 +113,11 @@ def about_module(module: WeightedSFT) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)
         about["data"] = data.about() if isinstance(data, Described) else None
     return about
+
+
+def _from_anywhere(source: str) -> str:
+    """A base as an adapter names it: peft reads a relative path from wherever it runs, or off the Hub."""
+    return os.path.abspath(source) if source and Path(source).is_dir() else source
 
 
 def _refuse_others(out: Path) -> None:
