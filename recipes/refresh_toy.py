@@ -145,10 +145,7 @@ def settings_of(
 
 def result_table(results: Sequence[Result]) -> Table:
     """A row a run; gains are of multi@5, over the first number of rounds of the same weighting."""
-    title = (
-        "Greedy on held-out problems, in %; each row as many optimizer steps; solved: dialogues by round"
-    )
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="Greedy on held-out problems, in %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("world", "weighting", "rounds", "acc@1", "multi@5", "gain", "95 %", "p", "solved"):
         table.add_column(name, justify="left" if name in ("weighting", "solved") else "right", no_wrap=True)
     for one in results:

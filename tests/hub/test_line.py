@@ -41,6 +41,7 @@ def problems(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_publish_pull_train_and_evaluate(hub: LoopbackHub, tmp_path: Path) -> None:
     maker, trainer = User(hub, tmp_path / "maker"), User(hub, tmp_path / "trainer")
