@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,7 @@ def main(args: list[str] | None = None) -> None:
 
 def run_lightning(args: list[str] | None) -> TrainCLI:
     """fit or validate, with the paper's number of steps by default."""
+    _hush()
     return TrainCLI(
         WeightedSFT,
         WeightedDataModule,
@@ -246,6 +249,16 @@ def push_command(
         f"{state} {repo_id} (commit {done.commit})\n"
         f'next: {opens}.from_pretrained("{repo_id}", revision="{revision}")\n'
     )
+
+
+def _hush() -> None:
+    """Leave out Lightning's advertisements, and a warning about torch that only Lightning can heed."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def _help() -> str:
