@@ -228,13 +228,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 def test_kill_9_of_everything_and_again(straight: Settings) -> None:
     """The real processes, killed after 15, 30 and 60 s, which is in any of the stages; then let be."""
     made = settings(straight.out.parent, "killed")
-    words = [
-        sys.executable,
-        str(ROOT / "recipes/refresh.py"),
-        str(made.problems),
-        made.model,
-        str(made.out),
-    ]
+    words = [sys.executable, str(ROOT / "recipes/refresh.py")]
     words += [str(made.problems), made.model, str(made.out)]
     words += ["--steps=5", f"--rollout={made.rollout}", f"--train={made.train}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
