@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,15 @@ def test_overwrite_replaces_a_policy_and_never_anything_else(tmp_path: Path) -> 
     for taken in (mine, mine / "thesis.txt"):
         with pytest.raises(FileExistsError, match="holds no policy"):
             export(module, taken, tokenizer=bpe_tokenizer(), overwrite=True)
+    # Other programs have a config.json as well, and a folder of policies holds more than one.
+    (mine / "config.json").write_text("{}")
+    (tmp_path / "more" / "inner").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "more" / name).write_bytes((out / name).read_bytes())
+    for taken in (mine, tmp_path / "more"):
+        with pytest.raises(FileExistsError, match="holds no policy, or more than one"):
+            export(module, taken, tokenizer=bpe_tokenizer(), overwrite=True)
+    shutil.rmtree(tmp_path / "more")
     assert (mine / "thesis.txt").read_text() == "keep"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
@@ -120,6 +131,45 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
         export(module, tmp_path / "out", tokenizer=FullDisk())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overwrite_that_fails_leaves_the_old_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export(WeightedSFT.from_model(tiny_model(), 1e-3), tmp_path / "out", tokenizer=bpe_tokenizer())
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    # The package's attribute of that name is the function.
+    monkeypatch.setattr(sys.modules["drift_train.export"], "_open_to_others", full)
+    module = WeightedSFT.from_model(tiny_model(seed=1), 1e-3)
+    with pytest.raises(OSError, match="no space left"):
+        export(module, out, tokenizer=bpe_tokenizer(), overwrite=True)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_base_is_never_replaced(tmp_path: Path) -> None:
+    _, checkpoint = trained(tmp_path, "llama")
+    with pytest.raises(FileExistsError, match="is the model that training started from"):
+        export(checkpoint, tmp_path / "base", overwrite=True)
+
+
+def test_a_folder_of_chat_templates_can_be_entered(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    module = WeightedSFT.from_model(tiny_model(), 1e-3)
+    out = export(module, tmp_path / "out", tokenizer=tokenizer)
+    (inner,) = [path for path in out.iterdir() if path.is_dir()]
+    assert inner.stat().st_mode & 0o111 == 0o777 & ~_umask() & 0o111
+    assert export(module, out, tokenizer=tokenizer, overwrite=True) == out
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:

@@ -171,3 +171,29 @@ def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_layers_that_are_not_there_are_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="no_such_layer"):
         WeightedSFT(policy, 1e-2, lora=LoRA(targets=["no_such_layer"])).configure_model()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_fused_experts_merge(family: str, tmp_path: Path) -> None:
+    """peft wraps them twice, once for each of their two weights."""
+    shape = {
+        "num_local_experts": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    model = tiny_model(family, vocab=VOCAB, **shape)
+    policy = str(save_policy(tmp_path / "policy", bpe_tokenizer(), model))
+    module = fit(policy, tmp_path / "run", 3, lora=LoRA(rank=4))
+    wanted = logits(module.policy)
+    assert not torch.allclose(logits(AutoModelForCausalLM.from_pretrained(policy)), wanted, atol=1e-3)
+    for source in (tmp_path / "run", module):
+        out = export(source, tmp_path / "out", overwrite=True)
+        assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(out)), wanted, atol=1e-4)
+
+
+def test_an_adapter_on_a_tied_head_is_refused(policy: str) -> None:
+    """Merged, it would change the embedding, too."""
+    module = WeightedSFT(policy, 1e-2, lora=LoRA(targets=["lm_head"]))
+    with pytest.raises(ValueError, match="the head is the input embedding as well"):
+        module.configure_model()

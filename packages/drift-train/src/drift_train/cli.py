@@ -210,7 +210,8 @@ def export_command(
         license=license,
         trust_remote_code=trust_remote_code,
     )
-    sys.stdout.write(f"wrote {written}\n")
+    step = read_state(newest(checkpoint)).step
+    sys.stdout.write(f"wrote {written}, the policy after step {step}\n")
 
 
 def push_command(

@@ -22,7 +22,7 @@ from drift_train.lora import merged, save_adapter
 from drift_train.model_card import CARD, load_evaluation, make_model_card
 from drift_train.module import BASE, CONFIG, GENERATION, Described, WeightedSFT, check_base
 from drift_train.state import State, check_files, load_tensors, newest, read_state
-from drift_weights.folder import refuse_existing
+from drift_weights.folder import refuse_existing, swap_folder
 from drift_weights.provenance import made_by
 
 
@@ -70,6 +70,7 @@ def export(
     else:
         model, about = _read(source, trust_remote_code)
     hparams = about["hyper_parameters"]
+    _refuse_base(out, hparams)
     if keep_adapter and not hparams["lora"]:
         raise ValueError("the policy has no adapter to keep: it was not trained with model.lora")
     if tokenizer is None:
@@ -90,9 +91,7 @@ def export(
         )
         (scratch / CARD).write_text(card, encoding="utf-8")
         _open_to_others(scratch)
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.rename(out)
+        swap_folder(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
@@ -121,9 +120,26 @@ def _from_anywhere(source: str) -> str:
 
 
 def _refuse_others(out: Path) -> None:
-    ours = any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not ours):
-        raise FileExistsError(f"{out} holds no policy (config.json); remove it yourself or choose another")
+    """Never replace anything but a policy: projects and programs have a config.json, too."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
+    folders = [path.name for path in out.glob("*") if path.is_dir() and path.name != _TEMPLATES]
+    if not config or folders or not any(out.glob("*.safetensors")):
+        raise FileExistsError(
+            f"{out} holds no policy, or more than one (a config, *.safetensors and no folders); remove it "
+            "yourself or choose another"
+        )
+
+
+_TEMPLATES = "additional_chat_templates"
+"""The one folder that a tokenizer writes."""
+
+
+def _refuse_base(out: Path, hparams: dict[str, Any]) -> None:
+    source = Path(hparams["model"] or "nowhere")
+    if source.exists() and out.exists() and source.samefile(out):
+        raise FileExistsError(f"{out} is the model that training started from; choose another")
 
 
 def _tokenizer(hparams: dict[str, Any], trust_remote_code: bool) -> Any:
@@ -138,8 +154,8 @@ def _open_to_others(folder: Path) -> None:
     """Give every file the mode that the user's umask asks for; safetensors writes for its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def load_policy(

@@ -42,9 +42,10 @@ def add_lora(policy: PreTrainedModel, settings: LoRA) -> None:
 
     Raises:
         ModuleNotFoundError: peft is not installed.
-        ValueError: `targets` names no layer of the policy.
+        ValueError: `targets` names no layer of the policy, or a head that is the input embedding, too.
     """
     policy.add_adapter(_config(settings))
+    _refuse_tied(policy)
     for parameter in policy.parameters():
         # Steps of a small rate vanish in half precision.
         if parameter.requires_grad and parameter.dtype.itemsize < 4:
@@ -64,9 +65,12 @@ def merged(policy: PreTrainedModel) -> PreTrainedModel:
     """The same policy with B·A added to each W, and no adapters; `policy` is used up."""
     from peft.tuners.lora import LoraLayer
 
-    for name, module in [*policy.named_modules()]:
-        if isinstance(module, LoraLayer):
-            module.merge(safe_merge=True)
+    layers = {name: m for name, m in policy.named_modules() if isinstance(m, LoraLayer)}
+    for module in layers.values():
+        module.merge(safe_merge=True)
+    for name, module in layers.items():
+        # Fused experts are wrapped twice; the base of the outer wrap is that of the inner.
+        if not any(name.startswith(f"{outer}.") for outer in layers):
             policy.set_submodule(name, module.get_base_layer())
     # Else save_pretrained looks for adapters.
     policy._hf_peft_config_loaded = False
@@ -90,6 +94,14 @@ def base_of(policy: PreTrainedModel, source: str) -> dict[str, Any]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"sha256": digest.hexdigest()}
+
+
+def _refuse_tied(policy: PreTrainedModel) -> None:
+    """An adapter on a tied head would be merged into the embedding, where it was not trained."""
+    head, table = policy.get_output_embeddings(), policy.get_input_embeddings()
+    base = getattr(head, "base_layer", None)
+    if base is not None and base.weight is getattr(table, "base_layer", table).weight:
+        raise ValueError("model.lora.targets: the head is the input embedding as well (tied); leave it out")
 
 
 def _config(settings: LoRA) -> Any:

@@ -334,10 +334,12 @@ class WeightedSFT(LightningModule):
     def _refuse_nan(self, norm: Tensor, loss: Tensor) -> None:
         """Every rank has the same norm, so that all stop at the same step."""
         if not bool(torch.isfinite(norm)):
+            if self.trainer.world_size > 1:
+                loss = cast(Tensor, self.trainer.strategy.reduce(loss, reduce_op="sum"))
             raise ValueError(
                 f"step {self.trainer.global_step + 1}: the gradient's norm is {float(norm):g} (loss "
-                f"{float(loss):g}), and the step was not taken; lower model.learning_rate, set "
-                "model.gradient_clip, or look at the rows of this step; the states before it stay"
+                f"{float(loss):g}), and the step was not taken; lower model.learning_rate or "
+                "look at the rows of this step; the states before it stay"
             )
 
     def _log_step(self, loss: Tensor, norm: Tensor, rate: float) -> None:

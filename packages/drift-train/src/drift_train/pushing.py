@@ -310,19 +310,21 @@ def _leaks(folder: Path, name: str, repo_id: str) -> Iterator[Leak]:
     """The secrets in a text file, and the paths and user names of this machine."""
     if name.endswith(".safetensors") or name in _VOCABULARIES:
         return
+    content = (folder / name).read_bytes()
     try:
-        text = (folder / name).read_text(encoding="utf-8")
+        text = content.decode()
     except UnicodeDecodeError:
-        # No text, such as a sentencepiece model.
+        # No text, such as a sentencepiece model; a secret's letters are the same in any encoding.
+        yield from leaks_in_text(content.decode("latin-1"), name)
         return
     yield from leaks_in_text(text, name)
     if name.endswith(".json"):
         parts = {name: _json(folder / name, name)}
     else:
         parts = {f"{name}, line {number}": line for number, line in enumerate(text.splitlines(), start=1)}
-    for place, content in parts.items():
+    for place, part in parts.items():
         owner = {repo_id.partition("/")[0]}
-        yield from private_in_json(content, place, user=_login(), home=str(Path.home()), known=owner)
+        yield from private_in_json(part, place, user=_login(), home=str(Path.home()), known=owner)
 
 
 def _json(path: Path, name: str) -> Any:
