@@ -483,7 +483,7 @@ def test_the_command_takes_evaluation_and_licence(
     folder, out = evaluated(tmp_path / "eval"), tmp_path / "out"
     words = ["export", str(made.checkpoint("whole"))]
     main([*words, str(out), "--evaluation", str(folder), "--license", "apache-2.0"])
-    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert capsys.readouterr().out == f"wrote {out}, the policy after step 2\n"
     card = (out / "README.md").read_text()
     assert (front(card).license, "multi@3" in card) == ("apache-2.0", True)
     with pytest.raises(SystemExit) as ended:
