@@ -53,7 +53,7 @@ def supervised(example: Example, *, padding: int = 3) -> tuple[list[int], list[i
         sample=0,
         row=1,
     )
-    labels = pad([example, longer], np.ones(2)).labels[0, padding:].tolist()
+    labels = pad([example, longer], np.ones(2)).labels[0].tolist()
     positions = [t for t, label in enumerate(labels) if label != -100]
     return positions, [labels[t] for t in positions]
 
