@@ -195,7 +195,7 @@ def export_command(
     Args:
         checkpoint: a checkpoint of a fit (a folder step-N), or the run's folder for its newest.
         out: the folder to make; it must not exist, or be empty, unless --overwrite.
-        overwrite: replace the policy in `out`; never anything but a folder with a config.json.
+        overwrite: replace the policy in `out`; never anything but a policy.
         keep_adapter: write a LoRA adapter for peft, not the policy that it makes of its base.
         evaluation: what drift-eval wrote of this policy, for the model card.
         license: of the policy as the Hub names it, such as apache-2.0, for the model card.

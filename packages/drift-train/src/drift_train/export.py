@@ -46,7 +46,7 @@ def export(
             newest), or the module itself.
         out: the folder to make; it must not exist, or be empty, unless `overwrite`.
         tokenizer: the policy's; by default that of the model which training started from.
-        overwrite: replace the policy in `out`; never anything but a folder with a config.json.
+        overwrite: replace the policy in `out`; never anything but a policy.
         keep_adapter: write a LoRA adapter for peft, not the policy that it makes of its base.
         evaluation: what drift-eval wrote of this policy, for the card.
         license: of the policy as the Hub names it, such as apache-2.0, for the card.
