@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from drift_train import (
     LastCheckpoint,
@@ -38,6 +39,8 @@ def fit(
     keep: int = 1,
     strategy: Any = None,
     table: pa.Table = TABLE,
+    every: int = 3,
+    validate: int | None = None,
     **data_settings: Any,
 ) -> WeightedSFT:
     module = WeightedSFT(policy, 2e-3, gradient_clip=1.0)
@@ -47,7 +50,8 @@ def fit(
         max_steps=steps,
         accelerator="cpu",
         strategy=strategy or SingleDevice("cpu"),
-        callbacks=[LastCheckpoint(3, keep, dirpath=str(folder)), *callbacks],
+        callbacks=[LastCheckpoint(every, keep, dirpath=str(folder)), *callbacks],
+        val_check_interval=validate,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -151,6 +155,53 @@ def test_other_data_are_refused(policy: str, tmp_path: Path, changes: dict[str, 
 def test_a_strategy_that_writes_files_is_refused(policy: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="give the trainer a strategy of drift_train"):
         fit(policy, tmp_path, strategy="auto")
+
+
+def early() -> EarlyStopping:
+    """Stops at the third validation: none after the first is better by so much."""
+    return EarlyStopping("val_loss", patience=2, min_delta=100.0, check_on_train_epoch_end=False)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("stop", [4, 5])
+def test_a_fit_that_stops_early_stops_there_when_it_was_resumed(
+    policy: str, tmp_path: Path, every: int, stop: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 20, "every": every, "validate": 2}
+    straight = fit(policy, tmp_path / "straight", early(), **settings)
+    assert straight.trainer.global_step == 6
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(policy, folder, early(), StopAfter(stop), **settings)
+    resumed = fit(policy, folder, early(), ckpt=folder, **settings)
+    assert resumed.trainer.global_step == 6
+    assert equal(resumed, list(straight.parameters()))
+
+
+def test_a_fit_that_stopped_early_stays_so_and_goes_on_without_the_callback(
+    policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"steps": 9, "every": 2, "validate": 2}
+    fit(policy, tmp_path, early(), **settings)
+    assert fit(policy, tmp_path, early(), ckpt=tmp_path, **settings).trainer.global_step == 6
+    assert "the run had stopped early after step 6" in caplog.text
+    longer = fit(policy, tmp_path, ckpt=tmp_path, **settings)
+    assert longer.trainer.global_step == 9
+    assert equal(longer, list(fit(policy, tmp_path / "straight", **settings).parameters()))
+
+
+def test_a_state_with_a_validation_is_kept_after_it(policy: str, tmp_path: Path) -> None:
+    """A validation that is killed leaves the state before its step."""
+    with pytest.raises(RuntimeError, match="validation broke"):
+        fit(policy, tmp_path, Broken(), every=2, validate=4)
+    assert step_of(tmp_path) == 2
+
+
+class Broken(Callback):
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            raise RuntimeError("validation broke")
 
 
 def test_a_rhythm_below_one_step_is_refused() -> None:

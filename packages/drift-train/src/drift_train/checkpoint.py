@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
 from drift_train.state import free_name, newest
 from drift_train.strategies import StateFolders
 
 SAVE_EVERY = 50
 """Optimizer steps from one state to the next."""
+
+_log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -64,10 +70,23 @@ class LastCheckpoint(ModelCheckpoint):
                 "logger give each fit a folder of its own"
             )
         self._saved = trainer.global_step
+        if resumed and _had_stopped(trainer):
+            # Lightning forgets it between one process and the next.
+            trainer.should_stop = True
+            _say_stopped(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Keep every so many steps."""
-        if trainer.global_step % self._every == 0:
+        if trainer.global_step % self._every == 0 and not _validates_now(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep a step that is validated with what the callbacks before this one made of it.
+
+        Else a run that goes on from there has not seen the validation, and stops early at another step.
+        """
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.global_step % self._every == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,6 +116,23 @@ class LastCheckpoint(ModelCheckpoint):
     def _folder(self) -> Path:
         assert self.dirpath is not None
         return Path(self.dirpath).resolve()
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Whether a validation follows on this step, by Lightning's own rule."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _had_stopped(trainer: Trainer) -> bool:
+    reasons = [c.stopping_reason for c in trainer.callbacks if isinstance(c, EarlyStopping)]
+    return any(reason != EarlyStoppingReason.NOT_STOPPED for reason in reasons)
+
+
+@rank_zero_only
+def _say_stopped(step: int) -> None:
+    _log.warning("the run had stopped early after step %d; without EarlyStopping it goes on", step)
 
 
 def _is_trial(trainer: Trainer) -> bool:
