@@ -76,6 +76,18 @@ def tiny_model(family: str = "llama", *, vocab: int = 512, seed: int = 0, **chan
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+def tiny_gemma3(vocab: int) -> Any:
+    """A random multimodal model: AutoModelForCausalLM opens it with its vision tower."""
+    heads = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    text = {**heads, "vocab_size": vocab, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {**heads, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, initializer_range=0.2
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 def save_policy(folder: Path, tokenizer: PreTrainedTokenizerFast, model: Any) -> Path:
     """Save model and tokenizer as a folder that from_pretrained opens, stopping at the turn end."""
     model.generation_config.eos_token_id = [

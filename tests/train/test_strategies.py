@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import AutoModelForCausalLM
 
 from drift_train import export, newest, read_state
-from tiny import bpe_tokenizer, save_policy, tiny_model
+from tiny import bpe_tokenizer, save_policy, tiny_gemma3, tiny_model
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("fit_ranks.py")
@@ -51,6 +51,7 @@ class Runs:
             # Tied embeddings and an odd vocabulary: shared and unequal shards.
             shape = {"vocab": 67, "tie_word_embeddings": True, "attention_dropout": dropout}
             save_policy(folder / name, bpe_tokenizer(), tiny_model("qwen2", **shape))
+        save_policy(folder / "multimodal", bpe_tokenizer(), tiny_gemma3(vocab=67))
 
     def settings(self, name: str, **changes: Any) -> dict[str, Any]:
         out = {"out": str(self.folder / f"{name}.pt"), "checkpoints": str(self.folder / name)}
@@ -107,6 +108,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     alone, backs = {"strategy": "single"}, []
     first = [made.settings("single", **alone), made.settings("single-bf16", **alone, **MIXED)]
     first.append(made.settings("single-lora", **alone, **ADAPTER))
+    tower = {"model": str(made.folder / "multimodal")}
+    first.append(made.settings("single-tower", **alone, **tower))
     made.run(*first, *made.parts(**alone))
     pair: list[dict[str, Any]] = []
     for strategy in ("ddp", "fsdp2", "fsdp"):
@@ -117,6 +120,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pair.append(made.settings(f"{strategy}-resumed", resume=half, **both))
         pair.append(made.settings(f"{strategy}-taken", resume=other, **both))
         backs.append(made.settings(f"{strategy}-back", resume=half, **alone))
+        half = str(made.folder / f"{strategy}-tower/step-000003")
+        pair.append(made.settings(f"{strategy}-tower", **both, **tower))
+        pair.append(made.settings(f"{strategy}-tower-resumed", resume=half, **both, **tower))
     shards = {"strategy": "fsdp2", "ranks": made.ranks}
     pair.append(made.settings("fsdp2-bf16", **shards, **MIXED))
     lora = {"resume": str(made.folder / "lora/step-000003"), **shards, **ADAPTER}
@@ -180,6 +186,14 @@ def test_two_ranks_take_the_steps_of_one_and_resume(runs: Runs, strategy: str) -
     assert again <= (1e-6 if strategy == "fsdp" else 0)
     for moved in ("taken", "back"):
         assert distance(runs.end(f"{strategy}-{moved}"), runs.end("single")) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp"])
+def test_a_vision_tower_that_no_text_reaches_is_in_nobodys_way(runs: Runs, strategy: str) -> None:
+    found = runs.noted(f"{strategy}-tower")
+    assert close(found["losses"], runs.noted("single-tower")["losses"])
+    again = distance(runs.end(f"{strategy}-tower-resumed"), runs.end(f"{strategy}-tower"))
+    assert again <= (1e-6 if strategy == "fsdp" else 0)
 
 
 @pytest.mark.parametrize("runs", [CUDA], indirect=True)

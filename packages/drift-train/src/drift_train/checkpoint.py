@@ -126,7 +126,7 @@ def _validates_now(trainer: Trainer) -> bool:
 
 
 def _had_stopped(trainer: Trainer) -> bool:
-    reasons = [c.stopping_reason for c in trainer.callbacks if isinstance(c, EarlyStopping)]
+    reasons = [c.stopping_reason for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
     return any(reason != EarlyStoppingReason.NOT_STOPPED for reason in reasons)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+
+from drift_train.unread import unread_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ def add_lora(policy: PreTrainedModel, settings: LoRA) -> None:
         ModuleNotFoundError: peft is not installed.
         ValueError: `targets` names no layer of the policy, or a head that is the input embedding, too.
     """
-    policy.add_adapter(_config(settings))
+    policy.add_adapter(_config(settings, unread_modules(policy)))
     _refuse_tied(policy)
     for parameter in policy.parameters():
         # Steps of a small rate vanish in half precision.
@@ -104,7 +107,7 @@ def _refuse_tied(policy: PreTrainedModel) -> None:
         raise ValueError("model.lora.targets: the head is the input embedding as well (tied); leave it out")
 
 
-def _config(settings: LoRA) -> Any:
+def _config(settings: LoRA, unread: list[str]) -> Any:
     try:
         from peft import LoraConfig
     except ModuleNotFoundError as error:
@@ -115,5 +118,6 @@ def _config(settings: LoRA) -> Any:
         lora_alpha=chosen["alpha"],
         lora_dropout=chosen["dropout"],
         target_modules=chosen["targets"] or "all-linear",
+        exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in unread) or None,
         task_type="CAUSAL_LM",
     )

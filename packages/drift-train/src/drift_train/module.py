@@ -26,6 +26,7 @@ from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
 from drift_train.pack import MicroBatch, StepBatch
 from drift_train.state import plain_name, together
 from drift_train.strategies import StateFolders
+from drift_train.unread import freeze_unread
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Schedule = Literal[
@@ -299,9 +300,10 @@ class WeightedSFT(LightningModule):
             return self._dressed(read)
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """With the adapters and the checkpointing that were asked for."""
+        """With the adapters and the checkpointing that were asked for, and no training beside the text."""
         if self._lora is not None:
             add_lora(policy, self._lora)
+        freeze_unread(policy)
         if self.hparams["gradient_checkpointing"]:
             # The other kind gives no gradient where a block's input needs none, as under LoRA.
             policy.gradient_checkpointing_enable({"use_reentrant": False})

@@ -151,7 +151,8 @@ def load_tensors(state: State, model: nn.Module, optimizers: list[Optimizer]) ->
         ValueError: the state is of another model.
     """
     tensors, _ = _tensors(model, optimizers)
-    _check_shapes(state, tensors)
+    unmoved = _check_shapes(state, tensors)
+    tensors = {name: t for name, t in tensors.items() if _moved(name) not in unmoved}
     with _quiet():
         reader = HuggingFaceStorageReader(str(state.folder))
         load(tensors, storage_reader=reader, no_dist=not _distributed())
@@ -163,10 +164,14 @@ def load_tensors(state: State, model: nn.Module, optimizers: list[Optimizer]) ->
     for optimizer in optimizers:
         found: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
         for parameter, moments in found["state"].items():
-            for name in moments:
+            for name in moments if parameter not in unmoved else ():
                 moments[name] = tensors[f"{_OPTIMIZER}{parameter}.{name}"]
         found["param_groups"] = _tuples(state.manifest["param_groups"])
         set_optimizer_state_dict(model, optimizer, found)
+        for name, parameter in model.named_parameters():
+            if plain_name(name) in unmoved:
+                # Their first gradient starts their moments, as it would have in the run that was saved.
+                optimizer.state.pop(parameter, None)
 
 
 def load_trainer(state: State) -> dict[str, Any]:
@@ -336,7 +341,13 @@ def _check_each(state: State, names: list[str]) -> None:
             raise ValueError(f"{path} is not the file that was saved: its sha256 is not the manifest's")
 
 
-def _check_shapes(state: State, tensors: Mapping[str, Tensor]) -> None:
+def _moved(name: str) -> str | None:
+    """The parameter that a moment belongs to."""
+    return name.removeprefix(_OPTIMIZER).rpartition(".")[0] if name.startswith(_OPTIMIZER) else None
+
+
+def _check_shapes(state: State, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Refuse another model's state; returns the parameters that had had no gradient when it was saved."""
     reader = HuggingFaceStorageReader(str(state.folder))
     try:
         found = reader.read_metadata().state_dict_metadata
@@ -344,17 +355,21 @@ def _check_shapes(state: State, tensors: Mapping[str, Tensor]) -> None:
         shards = ", ".join(sorted(path.name for path in state.folder.glob("*.safetensors")))
         raise ValueError(f"{state.folder}: one of {shards} is no safetensors file: {error}") from error
     saved = {n: tuple(m.size) for n, m in found.items() if isinstance(m, TensorStorageMetadata)}
-    lacking = sorted(tensors.keys() - saved.keys())
+    moved = {_moved(name) for name in saved} - {None}
+    # A state of weights alone has no moments at all, and is none to go on from.
+    unmoved = {name for name in map(_moved, tensors) if name is not None and moved and name not in moved}
+    lacking = sorted(name for name in tensors.keys() - saved.keys() if _moved(name) not in unmoved)
     if lacking:
         raise ValueError(
             f"{state.folder} is of another model: it lacks {lacking[0]} and {len(lacking) - 1} more"
         )
-    other = next((n for n, t in tensors.items() if tuple(t.shape) != saved[n]), None)
+    other = next((n for n, t in tensors.items() if n in saved and tuple(t.shape) != saved[n]), None)
     if other is not None:
         raise ValueError(
             f"{state.folder} is of another model: {other} has shape {saved[other]}, "
             f"this one {tuple(tensors[other].shape)}"
         )
+    return unmoved
 
 
 def _entry(path: Path) -> dict[str, Any]:
