@@ -151,6 +151,9 @@ def main(args: list[str] | None = None) -> None:
         auto_cli(command, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, LookupError) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on\n")
+        sys.exit(130)
 
 
 def command(

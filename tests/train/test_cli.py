@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_print_config_shows_the_papers_defaults(project: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["fit", *CONFIG, "--model.learning_rate=-1"], "learning_rate must be > 0"),
+        (["fit", *CONFIG, "--model.model=no/such/policy"], "no/such/policy: there is no such folder"),
         (["fit", *CONFIG, "--data.path=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["fit", *CONFIG, "--data.max_length=3"], "longer than 3 tokens"),
         (["fit", *CONFIG, "--nonsense=3"], "--nonsense"),
@@ -122,6 +124,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     line = refused(capsys, arguments)
     assert message in line
     assert not (project / "out").exists()
+    assert not (project / "runs").exists(), "a run that did not start leaves no folder"
+
+
+def test_an_interrupt_says_how_to_go_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(every: int, at: int) -> str:
+        keep = {"class_path": "drift_train.LastCheckpoint", "init_args": {"every_n_train_steps": every}}
+        stop = {"class_path": "train.weighted_rows.InterruptAt", "init_args": {"step": at}}
+        settings = yaml.safe_load((project / "fit.yaml").read_text())
+        settings["trainer"]["callbacks"] = [keep, stop]
+        (project / "stopped.yaml").write_text(yaml.safe_dump(settings))
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit):
+                main(["fit", "--config", "stopped.yaml"])
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return capsys.readouterr().err
+
+    assert "before the first state of runs/version_0" in interrupted(every=9, at=2)
+    assert "that of step 2; go on with the same command and --ckpt_path runs/version_1" in interrupted(2, 3)
 
 
 def test_help_lists_the_four_commands(capsys: pytest.CaptureFixture[str]) -> None:

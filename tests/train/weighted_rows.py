@@ -29,6 +29,17 @@ class StopAfter(Callback):
             raise RuntimeError("stopped")
 
 
+class InterruptAt(Callback):
+    """Ctrl-C in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            raise KeyboardInterrupt
+
+
 def weighted_row(number: int = 0, **changes: Any) -> dict[str, Any]:
     """One WEIGHTED row; the key says `number`."""
     row = {

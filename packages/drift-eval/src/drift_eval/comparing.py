@@ -163,9 +163,11 @@ def _unpaired(first: Outcomes, second: Outcomes, size: int | None) -> str | None
     names = f"{first.policy!r} and {second.policy!r}"
     ours, theirs = set(first.prompt_ids), set(second.prompt_ids)
     if ours != theirs:
+        # The id is a hash of the whole prompt.
+        asked = "" if ours & theirs else " and with the same prompt, which is part of a problem's id"
         return (
             f"{names} cannot be paired, their problems differ: {_some(ours - theirs)} only of the "
-            f"first, {_some(theirs - ours)} only of the second; evaluate both on the same problems"
+            f"first, {_some(theirs - ours)} only of the second; evaluate both on the same problems{asked}"
         )
     if size is not None and first.omitted != second.omitted:
         return (

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,19 @@ _LOGGER = {
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes the configuration beside the logs; without a logger it would land in the working folder."""
+    """Writes the configuration beside the logs of a run that starts.
+
+    Without a logger it would land in the working folder; before the data and the model are read, a mistake
+    in them would leave a run's folder behind.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, once."""
         if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+            super().setup(trainer, pl_module, "fit")
 
 
 class TrainCLI(LightningCLI):
@@ -99,8 +107,31 @@ class TrainCLI(LightningCLI):
         print_plan(dry_run(chosen.model, chosen.data, chosen.trainer), Console())
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.config[subcommand].dry_run:
+        if self.config[subcommand].dry_run:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except _MISTAKES:
+            _remove_empty_logs(self.trainer)
+            raise
+        except SystemExit:
+            # Lightning's answer to an interrupt.
+            self._say_how_to_go_on()
+            raise
+
+    def _say_how_to_go_on(self) -> None:
+        if self.subcommand != "fit" or not self.trainer.is_global_zero or not self.trainer.log_dir:
+            return
+        run = Path(self.trainer.log_dir)
+        try:
+            step = read_state(newest(run)).step
+        except FileNotFoundError:
+            sys.stderr.write(f"stopped before the first state of {os.path.relpath(run)} was kept\n")
+            return
+        sys.stderr.write(
+            f"stopped; the newest state is that of step {step}; go on with the same command and "
+            f"--ckpt_path {os.path.relpath(run)}\n"
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our strategies, our bar in the place of Lightning's own, and checkpoints."""
@@ -259,7 +290,16 @@ def _hush() -> None:
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    words = record.getMessage()
+    return "Tip:" not in words and "TPU available" not in words
+
+
+def _remove_empty_logs(trainer: Trainer) -> None:
+    """Loggers make a run's folder before there is a run."""
+    if trainer.is_global_zero and trainer.loggers and trainer.log_dir:
+        with suppress(OSError):
+            Path(trainer.log_dir).rmdir()
+            Path(trainer.log_dir).parent.rmdir()
 
 
 def _help() -> str:

@@ -21,6 +21,7 @@ from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
 from drift_train.rows import holds_text, names_tokenizer, read_rows
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
+from drift_weights.names import check_model
 from drift_weights.pulling import located, pinned
 
 BATCH_SIZE = 128
@@ -216,7 +217,7 @@ class WeightedDataModule(LightningDataModule):
         else:
             table = self._table
         whole = AutoConfig.from_pretrained(
-            self.model, revision=self.model_revision, trust_remote_code=self.trust_remote_code
+            check_model(self.model), revision=self.model_revision, trust_remote_code=self.trust_remote_code
         )
         config = whole.get_text_config()
         context = getattr(config, "max_position_embeddings", None)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
 from drift_train.lora import LoRA, add_lora, base_of
 from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
@@ -27,6 +27,7 @@ from drift_train.pack import MicroBatch, StepBatch
 from drift_train.state import plain_name, together
 from drift_train.strategies import StateFolders
 from drift_train.unread import freeze_unread
+from drift_weights.names import check_model
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Schedule = Literal[
@@ -103,6 +104,7 @@ class WeightedSFT(LightningModule):
         self.save_hyperparameters()
         self._lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
         # As data, for checkpoints and loggers.
+        self.hparams["betas"] = list(betas)
         self.hparams["lora"] = None if self._lora is None else asdict(self._lora)
         self.automatic_optimization = False
         self.model: nn.Module | None = None
@@ -136,11 +138,16 @@ class WeightedSFT(LightningModule):
 
     def blank_policy(self) -> PreTrainedModel:
         """The policy from its configuration alone: names and shapes, on torch's default device."""
-        shape = AutoConfig.from_pretrained(**self._source(), dtype=self._number_type())
+        shape = self.blank_config()
         blank = AutoModelForCausalLM.from_config(
             shape, dtype=shape.dtype, trust_remote_code=self.hparams["trust_remote_code"]
         )
         return self._dressed(cast(PreTrainedModel, blank))
+
+    def blank_config(self) -> PretrainedConfig:
+        """The policy's configuration, in the dtype that was asked for."""
+        config = AutoConfig.from_pretrained(**self._source(), dtype=self._number_type())
+        return cast(PretrainedConfig, config)
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -284,7 +291,7 @@ class WeightedSFT(LightningModule):
     def _source(self) -> dict[str, Any]:
         """What the Auto classes are asked for."""
         return {
-            "pretrained_model_name_or_path": self.hparams["model"],
+            "pretrained_model_name_or_path": check_model(self.hparams["model"]),
             "revision": self.hparams["revision"],
             "trust_remote_code": self.hparams["trust_remote_code"],
         }

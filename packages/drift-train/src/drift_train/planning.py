@@ -152,10 +152,11 @@ def dry_run(module: WeightedSFT, data: WeightedDataModule, trainer: Mapping[str,
 
     Raises:
         ValueError: what a fit would refuse.
-        FileNotFoundError: no such path.
+        OSError: no such path, or no configuration of the model.
     """
     strategy, on_cuda = trainer["strategy"], uses_cuda(trainer["accelerator"])
     named = {kind: name for name, kind in STRATEGIES.items()}
+    _refuse_unknown_shapes(module)
     data.setup("fit")
     steps, epochs = trainer["max_steps"], trainer["max_epochs"]
     check_length(steps, epochs)
@@ -169,6 +170,16 @@ def dry_run(module: WeightedSFT, data: WeightedDataModule, trainer: Mapping[str,
         flops_per_second=peak_flops(torch.device("cuda:0")) if on_cuda else None,
         cpu_offload=bool(getattr(strategy, "cpu_offload", False)),
     )
+
+
+def _refuse_unknown_shapes(module: WeightedSFT) -> None:
+    try:
+        module.blank_config()
+    except OSError as error:
+        raise OSError(
+            f"{error} A dry run needs the model's configuration alone: a folder with its config.json does, "
+            "by --model.model FOLDER"
+        ) from error
 
 
 def check_length(max_steps: int, max_epochs: int | None) -> None:
@@ -281,7 +292,8 @@ def _step_lines(plan: RunPlan, steps: StepsPlan) -> Iterator[tuple[str, str]]:
     if not whole:
         yield "laid out", f"the first {steps.sampled:,} steps"
     low, middle, high = steps.micro_batches
-    yield "micro-batches", f"{low} to {high}, median {middle:g}, a step on each device"
+    several = f"{low} to {high}, median {middle:g}," if low < high else f"{low}"
+    yield "micro-batches", f"{several} a step on each device"
     yield "tokens", f"{'' if whole else 'about '}{steps.tokens:,}; {steps.tokens_per_step:,.0f} a step"
     yield "", f"{steps.supervised:.1%} of them with loss; {steps.padding:.1%} of positions are padding"
 

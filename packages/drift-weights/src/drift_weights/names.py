@@ -90,6 +90,17 @@ def check_shard(file: object) -> str:
     return "/".join(parts)
 
 
+def check_model(name: str) -> str:
+    """Where a model is to be had: a folder that is there, or what can be a Hub id; as it came.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if not Path(name).is_dir() and not re.fullmatch(rf"(?:{_PART}/)?{_PART}", name):
+        raise FileNotFoundError(f"{name}: there is no such folder, and a Hub id is org/name")
+    return name
+
+
 def not_here(path: Path) -> FileNotFoundError:
     """What to say of a path that does not exist, and may be meant as a Hub id."""
     pin = "; if it is a data set of the Hub, pin it with a revision (a tag, or a commit)"

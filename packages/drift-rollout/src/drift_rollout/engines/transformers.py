@@ -19,6 +19,7 @@ from drift_rollout.engines.decoder import Decoder
 from drift_rollout.engines.fingerprint import folder_weights, model_weights, policy_fingerprint
 from drift_rollout.engines.sampling import draw, uniforms
 from drift_rollout.engines.slots import Sequence, Slots
+from drift_weights.names import check_model
 from drift_weights.types import FinishReason
 
 _PREFILL = 8192
@@ -72,7 +73,7 @@ class TransformersEngine:
                 raise ValueError(f"{name} must be at least 1, got {bound}")
         weights = None
         if isinstance(model, str | Path):
-            name, place = str(model), _device(device)
+            name, place = check_model(str(model)), _device(device)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, revision=revision)
             model = _load(name, revision, dtype, attention).to(place)
             # Loading first: it is what brings a Hub model's weights into the folder.
