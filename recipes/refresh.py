@@ -29,6 +29,10 @@ from drift_weights.folder import file_sha256, write_json
 
 PLAN = "refresh.json"
 """Beside the rounds: what they were made with."""
+_TRAINER = tuple(
+    f"trainer.{name}" for name in ("max_steps", "max_epochs", "logger", "enable_checkpointing")
+)
+"""A round's length, and where its states lie."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +61,7 @@ class Settings:
             raise ValueError(f"rounds must lie in [1, steps], got {self.rounds} of {self.steps} steps")
         _refuse_own(self.rollout, ("problems", "model", "out", "round"))
         _refuse_own(self.weights, ("input", "output"))
-        _refuse_own(self.train, ("ckpt_path", "model.model", "data.path", "trainer.max_steps"))
+        _refuse_own(self.train, ("ckpt_path", "model.model", "data.path", *_TRAINER))
 
     def steps_of(self, round_: int) -> int:
         """The round's share of the steps; the first rounds take what is left over."""

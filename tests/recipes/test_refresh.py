@@ -185,10 +185,11 @@ def test_other_settings_are_refused_and_named(straight: Settings) -> None:
         refresh.refresh(settings(straight.out.parent, "mine"), Console())
 
 
-def test_what_the_rounds_set_is_taken_from_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["max_steps", "logger"])
+def test_what_the_rounds_set_is_taken_from_no_file(tmp_path: Path, name: str) -> None:
     settings(tmp_path)
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump({**TRAIN, "trainer": {"max_steps": 9}}))
-    with pytest.raises(ValueError, match=r"trainer\.max_steps is set by the rounds"):
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump({**TRAIN, "trainer": {name: 9}}))
+    with pytest.raises(ValueError, match=rf"trainer\.{name} is set by the rounds"):
         settings(tmp_path)
     with pytest.raises(ValueError, match="rounds must lie in"):
         settings(tmp_path, rounds=6)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drift_rollout.engine import Request, Sampling
 from drift_rollout.engines import transformers as transformers_engine
-from drift_rollout.engines.fingerprint import folder_weights
 from drift_rollout.engines.transformers import TransformersEngine
+from drift_weights.fingerprint import folder_weights
 from tiny import bpe_tokenizer, save_policy, tiny_model
 
 

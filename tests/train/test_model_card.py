@@ -20,6 +20,7 @@ from markdown_it.token import Token
 from cards import HOSTILE, hostile
 from drift_eval.report import write_report
 from drift_eval.scoring import score
+from drift_rollout.engines.transformers import TransformersEngine
 from drift_train import LoRA, SingleDevice, WeightedDataModule, WeightedSFT, export
 from drift_train.cli import main
 from drift_train.model_card import load_evaluation, make_model_card
@@ -35,7 +36,7 @@ GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
 IDS = torch.arange(2, 14).reshape(2, 6)
 COMMIT = "5ca1ab1e" * 5
 SHA256 = "ab" * 32
-ROWS = policy_rows("p" * 64, ["c", "wwc", "www", "mww"], max_turns=3)
+ROWS = policy_rows("the policy's name", ["c", "wwc", "www", "mww"], max_turns=3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,6 +243,21 @@ def test_a_folder_is_no_name_on_the_hub(
     card = make_model_card(about, name="n")
     assert cells(card)["Trained from"] == "`base-policy` (a folder)"
     assert "base_model" not in front(card).to_dict()
+
+
+def test_an_evaluation_of_another_policy_is_refused(made: Made, tmp_path: Path) -> None:
+    """Scores carry the fingerprint that the engine saw; a merged adapter is a policy as any other."""
+    for name, other in (("whole", "lora"), ("lora", "whole")):
+        out = export(made.checkpoint(name), tmp_path / name)
+        policy = TransformersEngine(str(out), device="cpu").policy
+        folder = evaluated(tmp_path / f"eval-{name}", rows=policy_rows(policy, ["c", "wwc"], max_turns=3))
+        before = (out / "README.md").read_text()
+        export(made.checkpoint(name), out, overwrite=True, evaluation=folder)
+        assert "## Evaluation" in (out / "README.md").read_text()
+        assert "## Evaluation" not in before
+        with pytest.raises(ValueError, match=f"is of the policy {policy[:12]}…, this one is "):
+            export(made.checkpoint(other), tmp_path / "other", evaluation=folder)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_unknown_is_said_to_be(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from drift_train.lora import merged, save_adapter
 from drift_train.model_card import CARD, load_evaluation, make_model_card
 from drift_train.module import BASE, CONFIG, GENERATION, Described, WeightedSFT, check_base
 from drift_train.state import State, check_files, load_tensors, newest, read_state
+from drift_weights.fingerprint import folder_weights, policy_fingerprint
 from drift_weights.folder import refuse_existing, swap_folder
 from drift_weights.provenance import made_by
 
@@ -58,8 +60,8 @@ def export(
     Raises:
         FileExistsError: `out` holds something and `overwrite` is off, or holds no policy.
         FileNotFoundError: no such checkpoint.
-        ValueError: a checkpoint that is torn, mixed or not of WeightedSFT, no tokenizer to be found, or
-            no adapter to keep.
+        ValueError: a checkpoint that is torn, mixed or not of WeightedSFT, no tokenizer to be found, no
+            adapter to keep, or an evaluation of another policy.
         ModuleNotFoundError: an adapter, and peft is not installed.
     """
     refuse_existing(out, overwrite=overwrite)
@@ -86,6 +88,8 @@ def export(
             whole = merged(copy.deepcopy(model)) if hparams["lora"] else model
             whole.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        if read is not None and not keep_adapter:
+            _refuse_other_scores(read["policy"], scratch)
         card = make_model_card(
             about | {"adapter": keep_adapter}, name=out.name, evaluation=read, license=license
         )
@@ -112,6 +116,20 @@ def about_module(module: WeightedSFT) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)
         about["data"] = data.about() if isinstance(data, Described) else None
     return about
+
+
+def _refuse_other_scores(policy: str, folder: Path) -> None:
+    """Scores name their policy by its fingerprint, unless somebody gave it a name."""
+    if not re.fullmatch(r"[0-9a-f]{64}", policy):
+        return
+    weights = folder_weights(folder)
+    assert weights is not None, "it was written a moment ago"
+    found = policy_fingerprint(weights, AutoTokenizer.from_pretrained(folder))
+    if found != policy:
+        raise ValueError(
+            f"--evaluation is of the policy {policy[:12]}…, this one is {found[:12]}…; export it first, "
+            "and evaluate that folder"
+        )
 
 
 def _from_anywhere(source: str) -> str:

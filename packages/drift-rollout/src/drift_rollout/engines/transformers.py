@@ -16,9 +16,10 @@ from transformers.utils.hub import cached_file
 
 from drift_rollout.engine import Completion, Request
 from drift_rollout.engines.decoder import Decoder
-from drift_rollout.engines.fingerprint import folder_weights, model_weights, policy_fingerprint
+from drift_rollout.engines.fingerprint import model_weights
 from drift_rollout.engines.sampling import draw, uniforms
 from drift_rollout.engines.slots import Sequence, Slots
+from drift_weights.fingerprint import folder_weights, policy_fingerprint
 from drift_weights.names import check_model
 from drift_weights.types import FinishReason
 
