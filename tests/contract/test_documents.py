@@ -18,7 +18,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.gl
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN_BY_CI = (
     "uv run recipes/quickstart.py",
-    "uv run pytest",
+    "uv run pytest -n 2 --dist loadfile",
     "git clone",
     "cd drift",
     "pip install",

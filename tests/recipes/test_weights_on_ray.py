@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two processors, on loopback; every process that was started is gone in the end."""
+    others = set(psutil.Process().children(recursive=True))
     ray.init(
         address="local",
         num_cpus=2,
@@ -43,7 +44,7 @@ def cluster() -> Iterator[None]:
         _system_config={"num_workers_soft_limit": 8},
     )
     yield
-    started = psutil.Process().children(recursive=True)
+    started = list(set(psutil.Process().children(recursive=True)) - others)
     sockets = [socket for process in started for socket in process.net_connections("inet")]
     ray.shutdown()
     assert psutil.wait_procs(started, timeout=90)[1] == []

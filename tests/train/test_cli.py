@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -291,6 +292,7 @@ def test_other_loggers(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     (project / "loggers.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config", "loggers.yaml"])
+    wandb.teardown()
     (log,) = project.rglob("metrics.csv")
     (events,) = project.rglob("events.out.tfevents*")
     board = EventAccumulator(str(events)).Reload()
