@@ -120,7 +120,7 @@ def settings_of(
         "samples": stage.scale.samples,
         "sampling": {"max_new_tokens": RESPONSE_TOKENS},
         "seed": stage.seed,
-        "device": "cpu",
+        "engine": {"transformers": {"device": "cpu"}},
     }
     train = {
         "model": {"learning_rate": method.learning_rate, "gradient_clip": 1.0},

@@ -116,7 +116,10 @@ def test_unscored_rows_need_a_word(tmp_path: Path, capsys: pytest.CaptureFixture
         (["run", "rows.jsonl", "model", "scored"], "scores.json of no run"),
         (["run", "rows.jsonl", "model", "taken"], "holds no run that made it"),
         (["run", "rows.jsonl", "model", "out", "--verifier", "choice"], "one letter A-J, got '2'"),
-        (["run", "rows.jsonl", "model", "out", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (
+            ["run", "rows.jsonl", "model", "out", "--engine.transformers.device", "cuda:99"],
+            "device 'cuda:99' cannot be used",
+        ),
         (["run", "rows.jsonl", "model", "out", "--max_turns", "0"], "max_turns must be at least 1"),
         (["run", "rows.jsonl", "model", "out", "--verifier", "mine"], "verifier"),
     ],
@@ -187,7 +190,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     engines = [dying(3), dying(-1), dying(-1)]
     used = iter(engines)
-    monkeypatch.setattr("drift_eval.cli.embedded_engine", lambda model, **_: next(used))
+    monkeypatch.setattr("drift_eval.cli.open_engine", lambda *_, **__: next(used))
     arguments = ["run", str(sevens), "model", str(tmp_path / "out")]
     with pytest.raises(DiedError):
         main(arguments)
@@ -203,7 +206,7 @@ def test_dialogues_that_failed_are_said_and_sampled_again(
     sevens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines = iter([dying(-1, failing="3 + 4"), dying(-1)])
-    monkeypatch.setattr("drift_eval.cli.embedded_engine", lambda model, **_: next(engines))
+    monkeypatch.setattr("drift_eval.cli.open_engine", lambda *_, **__: next(engines))
     arguments = ["run", str(sevens), "model", str(tmp_path / "out")]
     said = stopped(arguments, capsys)
     assert "1 of 5 dialogues ended unscored; run again" in said

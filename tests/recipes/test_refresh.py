@@ -27,7 +27,12 @@ from refresh import Round, Settings
 from tiny import bpe_tokenizer, save_policy, tiny_model
 
 ROOT = Path(__file__).parents[2]
-ROLLOUT = {"samples": 4, "sampling": {"max_new_tokens": 6}, "protocol": {"max_turns": 2}, "device": "cpu"}
+ROLLOUT = {
+    "samples": 4,
+    "sampling": {"max_new_tokens": 6},
+    "protocol": {"max_turns": 2},
+    "engine": {"transformers": {"device": "cpu"}},
+}
 TRAIN = {
     "model": {"learning_rate": 0.01},
     "data": {"batch_size": 8},

@@ -11,6 +11,7 @@ import pytest
 from drift_rollout import Completion, ScriptedEngine
 from drift_rollout.cli import main
 from drift_rollout.engine import Request
+from drift_rollout.engines.opening import EngineOptions
 from drift_weights import from_table, read_folder
 from tiny import bpe_tokenizer, save_policy, tiny_model
 
@@ -93,7 +94,7 @@ def test_unscored_dialogues_are_said(
     """Two of six fail at first; run again, they are sampled, and nothing else is."""
     asked = []
 
-    def engine(model: str, *, revision: str | None, device: str) -> ScriptedEngine:
+    def engine(options: EngineOptions, model: str, *, revision: str | None) -> ScriptedEngine:
         def script(request: Request) -> Completion:
             asked.append(request.id)
             if len(asked) in (2, 5):
@@ -102,7 +103,7 @@ def test_unscored_dialogues_are_said(
 
         return ScriptedEngine(script)
 
-    monkeypatch.setattr("drift_rollout.cli.embedded_engine", engine)
+    monkeypatch.setattr("drift_rollout.cli.open_engine", engine)
     arguments = ["sample", str(problems), "model", str(tmp_path / "run"), "--samples", "2"]
     arguments += ["--protocol.max_turns", "1"]
     main(arguments)
@@ -130,12 +131,23 @@ def test_the_revision_reaches_the_engine(
 ) -> None:
     seen = []
 
-    def engine(model: str, *, revision: str | None, device: str) -> ScriptedEngine:
-        seen.append((model, revision, device))
+    def engine(options: EngineOptions, model: str, *, revision: str | None) -> ScriptedEngine:
+        seen.append((model, revision, options.transformers.device))
         return ScriptedEngine(lambda request: Completion(id=request.id, text=""))
 
-    monkeypatch.setattr("drift_rollout.cli.embedded_engine", engine)
-    main(["sample", str(problems), "a/b", str(tmp_path / "run"), "--revision", "v2", "--device", "cpu"])
+    monkeypatch.setattr("drift_rollout.cli.open_engine", engine)
+    main(
+        [
+            "sample",
+            str(problems),
+            "a/b",
+            str(tmp_path / "run"),
+            "--revision",
+            "v2",
+            "--engine.transformers.device",
+            "cpu",
+        ]
+    )
     assert seen == [("a/b", "v2", "cpu")]
 
 
@@ -177,8 +189,10 @@ def test_without_torch_it_says_what_to_install(
         (["--verifier", "hope"], "verifier"),
         (["--verifier", "choice"], "the target of a choice must be one letter A-J, got '1'"),
         (["--verifier", "choice", "--dry-run"], "the target of a choice must be one letter"),
-        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
-        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--engine.name", "abacus"], "engine 'abacus' is none of transformers"),
+        (["--engine.name", "no.such.Abacus"], "engine 'no.such.Abacus': No module named 'no'"),
+        (["--engine.transformers.device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["--engine.transformers.device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -21,7 +21,7 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
-from drift_rollout.engines.embedded import embedded_engine
+from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
@@ -88,7 +88,7 @@ def run(
     max_new_tokens: int = 512,
     feedback: str = FEEDBACK,
     revision: str | None = None,
-    device: str = "auto",
+    engine: EngineOptions = EngineOptions(),
 ) -> None:
     """Evaluate a model greedily on a file of problems, and score it; a killed run goes on where it was.
 
@@ -106,7 +106,7 @@ def run(
         max_new_tokens: tokens a response at most, ≥ 1.
         feedback: f, the user message after a wrong answer.
         revision: a commit, tag or branch of a Hub id.
-        device: cpu, cuda or auto, which takes an accelerator if there is one.
+        engine: which engine answers, by name or import path, and its settings.
     """
     template = choose_template(prompt)
     judge = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
@@ -117,7 +117,7 @@ def run(
     about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
     unscored = 0
     with (
-        closing(embedded_engine(model, revision=revision, device=device)) as engine,
+        closing(open_engine(engine, model, revision=revision)) as opened,
         Progress(console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("dialogues", total=len(found.problems))
@@ -128,7 +128,7 @@ def run(
             progress.advance(task, len(batch))
 
         folder = rollout(
-            found, engine, judge, config, out, about=about, origin=origin, on_finished=on_finished
+            found, opened, judge, config, out, about=about, origin=origin, on_finished=on_finished
         )
     if unscored:
         raise ValueError(

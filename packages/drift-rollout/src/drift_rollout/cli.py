@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drift_rollout.engine import Sampling
-from drift_rollout.engines.embedded import embedded_engine
+from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.problems import ProblemSet, load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
@@ -50,7 +50,7 @@ def sample(
     seed: int = 0,
     round: int = 0,
     revision: str | None = None,
-    device: str = "auto",
+    engine: EngineOptions = EngineOptions(),
     dry_run: bool = False,
 ) -> None:
     """Sample K correction dialogues a problem from a frozen policy; a killed run goes on where it was.
@@ -69,7 +69,7 @@ def sample(
         seed: of the run; every turn derives its own.
         round: rollout round; groups of different rounds never mix.
         revision: a commit, tag or branch of a Hub id.
-        device: cpu, cuda or auto, which takes an accelerator if there is one.
+        engine: which engine answers, by name or import path, and its settings.
         dry_run: check the problems, print what would be done, and load no model.
     """
     console = Console()
@@ -85,7 +85,7 @@ def sample(
     about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
     unscored = 0
     with (
-        closing(embedded_engine(model, revision=revision, device=device)) as engine,
+        closing(open_engine(engine, model, revision=revision)) as opened,
         _progress(console) as bar,
     ):
         task = bar.add_task("sampling", total=samples * len(found.problems))
@@ -96,7 +96,7 @@ def sample(
             bar.advance(task, len(batch))
 
         folder = rollout(
-            found, engine, judge, config, out, about=about, origin=origin, on_finished=on_finished
+            found, opened, judge, config, out, about=about, origin=origin, on_finished=on_finished
         )
     if unscored:
         console.print(
