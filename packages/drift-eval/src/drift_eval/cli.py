@@ -22,6 +22,7 @@ from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
 from drift_rollout.engines.opening import EngineOptions, open_engine
+from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
@@ -30,7 +31,7 @@ from drift_rollout.verify import VERIFIERS, Verifier
 from drift_weights.cli import option_words, refuse
 from drift_weights.folder import refuse_existing
 from drift_weights.schema import TRAJECTORIES
-from drift_weights.types import Malformed, Trajectory
+from drift_weights.types import Malformed
 
 
 def main(args: list[str] | None = None) -> None:
@@ -122,7 +123,7 @@ def run(
     ):
         task = progress.add_task("dialogues", total=len(found.problems))
 
-        def on_finished(batch: Sequence[Trajectory]) -> None:
+        def on_finished(batch: Sequence[Finished]) -> None:
             nonlocal unscored
             unscored += sum(not trajectory.scored for trajectory in batch)
             progress.advance(task, len(batch))

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from drift_rollout.engine import Sampling
 from drift_rollout.engines.opening import EngineOptions, open_engine
+from drift_rollout.journal import Finished
 from drift_rollout.problems import ProblemSet, load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
@@ -23,7 +24,6 @@ from drift_rollout.run import check_run, origin_of, rollout
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
 from drift_weights.cli import option_words, refuse
-from drift_weights.types import Trajectory
 
 
 def main(args: list[str] | None = None) -> None:
@@ -90,7 +90,7 @@ def sample(
     ):
         task = bar.add_task("sampling", total=samples * len(found.problems))
 
-        def on_finished(batch: Sequence[Trajectory]) -> None:
+        def on_finished(batch: Sequence[Finished]) -> None:
             nonlocal unscored
             unscored += sum(not trajectory.scored for trajectory in batch)
             bar.advance(task, len(batch))
