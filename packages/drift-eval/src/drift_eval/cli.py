@@ -21,7 +21,7 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
-from drift_rollout.engines.opening import EngineOptions, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
 from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
@@ -37,7 +37,7 @@ from drift_weights.types import Malformed
 def main(args: list[str] | None = None) -> None:
     """Entry point of drift-eval; a user's mistake is one line and exit code 2."""
     try:
-        words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
+        words = engine_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)

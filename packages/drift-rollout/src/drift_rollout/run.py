@@ -53,7 +53,7 @@ def rollout(
     Raises:
         ValueError: what `check_run` and `sample` refuse, OUT belongs to a run of another
             configuration, or another run is writing to it.
-        RuntimeError: the engine died; what had finished is in the journal.
+        EngineError: the engine died; what had finished is in the journal.
     """
     check_run(problems, verifier, config, out)
     fill_journal(
@@ -87,6 +87,7 @@ def fill_journal(
         "sampling": asdict(config.sampling),
         "seed": config.seed,
         "round": config.round,
+        "prefill": config.prefill,
         **(about or {}),
     }
     manifest: dict[str, Any] = {

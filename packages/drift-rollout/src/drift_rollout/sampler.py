@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from drift_rollout.engine import Completion, Engine, Request, Sampling, turn_seed
+from drift_rollout.engine import Completion, Engine, EngineError, Request, Sampling, turn_seed
 from drift_rollout.journal import Finished, Journal
 from drift_rollout.problems import Problem, check_targets
 from drift_rollout.protocol import Dialogue, Protocol, advance, end_for_context
@@ -41,6 +41,8 @@ class RolloutConfig:
     """Of the run; each turn derives its own from it."""
     round: int = 0
     """Rollout round; groups of different rounds never mix."""
+    prefill: str = ""
+    """Put into the assistant's mouth at every turn, such as `<think>`; not part of a response."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -86,7 +88,7 @@ def sample(
     Raises:
         ValueError: a problem without target or with one that the verifier refuses, one that appears
             twice, or a prompt that leaves the engine no room for a response.
-        RuntimeError: the engine went idle with requests unanswered, or a hundred dialogues in a row ended
+        EngineError: the engine went idle with requests unanswered, or a hundred dialogues in a row ended
             with an error.
     """
     with closing(
@@ -156,6 +158,14 @@ def _groups(
             yield problem, missing
 
 
+def _renderer(engine: Engine, prefill: str) -> ChatRenderer | None:
+    if engine.tokenizer is not None:
+        return ChatRenderer(engine.tokenizer, prefill)
+    if prefill:
+        raise ValueError("a prefill needs an engine with a tokenizer; this one takes messages")
+    return None
+
+
 class _Loop:
     """The dialogues in flight; each request id belongs to exactly one of them.
 
@@ -169,7 +179,7 @@ class _Loop:
         self._engine = engine
         self._verifier = verifier
         self._config = config
-        self._renderer = None if engine.tokenizer is None else ChatRenderer(engine.tokenizer)
+        self._renderer = _renderer(engine, config.prefill)
         self._tokenizer = None if engine.tokenizer is None else tokenizer_fingerprint(engine.tokenizer)
         threads = getattr(verifier, "concurrency", 0)
         self._threads = ThreadPoolExecutor(threads, "verify") if threads else None
@@ -224,10 +234,10 @@ class _Loop:
         """Submit the next turns of the dialogues that go on.
 
         Raises:
-            RuntimeError: too many dialogues in a row ended with an error.
+            EngineError: too many dialogues in a row ended with an error.
         """
         if self._errors >= _ERRORS:
-            raise RuntimeError(
+            raise EngineError(
                 f"{self._errors} dialogues in a row ended with an error, the last one: {self._error}; what "
                 "is in the journal stays; mend this and run again"
             )
@@ -251,7 +261,7 @@ class _Loop:
             return []
         completions = self._engine.poll(_SLICE if self._judging else None)
         if not completions and not self._judging:
-            raise RuntimeError(
+            raise EngineError(
                 f"the engine returned nothing while {asked} requests are pending; poll() "
                 "without a timeout must block until one of them has finished"
             )
@@ -261,12 +271,13 @@ class _Loop:
         """Completions whose verdict is in: new ones that are judged at once, and older ones."""
         for completion in completions:
             target = self.running[completion.id].problem.target or ""
+            said = completion.text if self._renderer is None else self._renderer.opened + completion.text
             if completion.error is not None:
                 yield completion, Verified(answer=None, verdict="error")
             elif self._threads is None:
-                yield completion, self._verifier.verify(completion.text, target)
+                yield completion, self._verifier.verify(said, target)
             else:
-                future = self._threads.submit(self._verifier.verify, completion.text, target)
+                future = self._threads.submit(self._verifier.verify, said, target)
                 self._judging[future] = completion
         for future in [future for future in self._judging if future.done()]:
             yield self._judging.pop(future), future.result()
