@@ -1,12 +1,12 @@
 """Schedules of a rollout: ours, a turn barrier, and the authors' barrier with sub-batches of 256 requests.
 
-uv run benchmarks/rollout.py --out results.json      on a simulated engine, and on the real one with a tiny model
+uv run benchmarks/rollout.py --out results.json      simulated, and a tiny model on the real engine
 uv run benchmarks/rollout.py --quick                 32 prompts alone
 
-The simulated engine (benchmarks/rollout_simulated.py) has a clock of its own, so its figures are exact and the
-same everywhere. On the real one the schedules take turns, at least three rounds; figures are ratios of
-medians of CPU time's wall clock. Before any is printed, the dialogues of all schedules are compared, and what
-each says greedily is compared with one request at a time.
+The simulated engine (benchmarks/rollout_simulated.py) has a clock of its own, so its figures are exact and
+the same everywhere. On the real one the schedules take turns, three rounds by default, and the medians of
+their wall times are compared. Before anything is printed, the simulated dialogues of all schedules are held
+against each other, and what each says greedily against one request at a time.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def simulate(prompts: int) -> list[Simulated]:
 
 
 def measure(prompts: int, rounds: int) -> dict[str, Any]:
-    """Every schedule on a tiny model, in turns; wall seconds, and whether greedy answers are a serial run's.
+    """Every schedule on a tiny model, in turns: wall seconds; then their greedy dialogues.
 
     Raises:
         ValueError: a schedule said greedily what one request at a time does not say.
@@ -158,14 +158,15 @@ def tiny_policy() -> tuple[Any, Any]:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
     config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
         eos_token_id=tokenizer.eos_token_id,
-        **shape,
     )
     return transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer
 

@@ -1,8 +1,8 @@
-"""Three ways to put the turns of many dialogues before an engine, on the same engine and the same dialogues.
+"""Three ways to put the turns of many dialogues before an engine.
 
-- ours: `drift_rollout.sampler`: a dialogue's next turn is asked for when its verdict is in.
+- ours: `drift_rollout.sampler`: a dialogue's next turn is ready when its verdict is in.
 - barrier: all dialogues take turn t, and nobody begins turn t + 1 before the last of them has ended.
-- sub-batches: the authors' code: a barrier, and within a turn 256 requests at a time, each time to the last;
+- sub-batches: the authors' code: a barrier, and within a turn 256 requests at a time, to the last of them;
   a turn's whole history is prefilled again, and only the K samples of a prompt share theirs.
 """
 

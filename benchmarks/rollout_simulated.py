@@ -1,4 +1,4 @@
-"""An engine of 1,024 slots that keeps a clock of its own: what schedules cost, without a GPU and without noise.
+"""An engine of 1,024 slots with a clock of its own: what schedules cost, without a GPU and without noise.
 
 A decode step takes 10 ms + 12 µs a request in a slot; prefill runs at 40,000 tokens a second, and the steps
 wait for it. A response has lognormal length (median 200, σ 0.6, at most 512) and is right with probability
@@ -17,6 +17,8 @@ import numpy as np
 from drift_rollout.engine import Completion, Request
 
 SLOTS = 1024
+CAPACITY = 4
+"""Dialogues whose caches are kept, as a multiple of the slots."""
 STEP, PER_SLOT = 0.010, 12e-6
 PREFILL = 40_000.0
 MEDIAN, SIGMA, MOST = 200, 0.6, 512
@@ -47,6 +49,7 @@ class SimulatedEngine:
 
     def __init__(self, slots: int = SLOTS) -> None:
         self.concurrency = slots
+        self.capacity = CAPACITY * slots
         self.seconds = 0.0
         self.decoded = 0
         """Tokens."""

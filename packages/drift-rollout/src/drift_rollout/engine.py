@@ -81,6 +81,9 @@ class Engine(Protocol):
     Completion with its error; an engine that dies raises an EngineError. A finished request keeps its
     cache until it is continued or released. Releasing every id that was submitted leaves the engine as
     good as new.
+
+    An engine may have a `capacity` ≥ `concurrency`: dialogues whose caches it can keep while others are
+    answered. With it the end of a run, where fewer and fewer are left, takes less time.
     """
 
     @property

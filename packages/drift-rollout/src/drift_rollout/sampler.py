@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from drift_rollout.engine import Completion, Engine, EngineError, Request, Sampling, turn_seed
 from drift_rollout.journal import Finished, Journal
@@ -20,8 +22,8 @@ from drift_weights.types import Trajectory, Turn
 Key = tuple[str, int, str, int]
 _SLICE = 0.02
 """Seconds that the engine is waited for while verdicts are outstanding."""
-_BACKLOG = 4
-"""Dialogues under way, as a multiple of the engine's concurrency, at which no new ones are begun."""
+_BACKLOG = 3
+"""Outstanding verdicts, as a multiple of the engine's concurrency, at which no dialogue is begun."""
 _ERRORS = 100
 """Dialogues in a row that end unscored, after which a run stops: something is broken for all."""
 
@@ -72,8 +74,8 @@ def sample(
 ) -> Generator[Trajectory]:
     """Sample K correction dialogues a problem and yield each as it finishes (Alg. 1, lines 2-4).
 
-    A trajectory's next turn is submitted as soon as its verdict is in; no turn waits for another
-    trajectory, and the engine never waits for a verdict. All K first turns of a problem are submitted
+    A trajectory's next turn is ready as soon as its verdict is in; no turn waits for another trajectory's,
+    and the engine never waits for a verdict. All K first turns of a problem are submitted
     together, so that the engine can share their prefill. All problems are checked before the first
     request. A generator that is closed early, or that fails, cancels its requests, so that the engine
     can be used again.
@@ -131,15 +133,18 @@ def sample_batches(
     loop = _Loop(engine, verifier, config)
     pending = deque(_groups(wanted, engine.policy, config, done))
     loop.check_prompts(problem for problem, _ in pending)
+    left = sum(len(samples) for _, samples in pending)
     try:
         while pending or loop.running:
-            while pending and loop.has_room():
-                loop.start(*pending.popleft())
+            while pending and loop.has_room(left):
+                problem, samples = pending.popleft()
+                left -= len(samples)
+                loop.start(problem, samples)
+            # What finished before is safe by now, whatever fails here.
+            loop.submit()
             finished = loop.step()
             if finished:
                 yield finished
-            # What is finished is safe before anything new can fail.
-            loop.go_on()
     finally:
         loop.close()
 
@@ -169,7 +174,9 @@ def _renderer(engine: Engine, prefill: str) -> ChatRenderer | None:
 class _Loop:
     """The dialogues in flight; each request id belongs to exactly one of them.
 
-    A request is asked of the engine, then its completion is judged: at once, or by a thread.
+    A request is ready, is asked of the engine, then its completion is judged: at once, or by a thread. Of
+    those that are ready the earliest turns are asked first: who may have the longest way to go must not
+    begin last, when nothing else is left to fill the engine.
     """
 
     def __init__(self, engine: Engine, verifier: Verifier, config: RolloutConfig) -> None:
@@ -184,7 +191,10 @@ class _Loop:
         threads = getattr(verifier, "concurrency", 0)
         self._threads = ThreadPoolExecutor(threads, "verify") if threads else None
         self._judging: dict[Future[Verified], Completion] = {}
-        self._following: list[Request] = []
+        self._ready: list[tuple[int, int, list[Request]]] = []
+        """Turn, order, and requests that are asked together; a heap."""
+        self._order = count()
+        self._asked = 0
         self._errors = 0
         """Dialogues in a row that ended with one."""
         self._error = ""
@@ -203,17 +213,23 @@ class _Loop:
             )
 
     def start(self, problem: Problem, samples: Sequence[int]) -> None:
-        """Submit the first turns of a group."""
+        """Make the first turns of a group ready, to be asked together."""
         ids = None if self._renderer is None else self._renderer.prompt_ids(problem.messages)
         dialogue = Dialogue(prompt=problem.messages, protocol=self._config.protocol)
         runs = [_Run(problem=problem, sample=k, dialogue=dialogue, token_ids=ids) for k in samples]
-        self._submit([self._request(run) for run in runs])
+        heappush(self._ready, (1, next(self._order), [self._request(run) for run in runs]))
 
-    def has_room(self) -> bool:
-        """Whether the engine could do with another group."""
-        asked = len(self.running) - len(self._judging)
+    def has_room(self, left: int) -> bool:
+        """Whether another group is to be begun, when so many dialogues are not begun.
+
+        Towards the end as many are under way as the engine can remember. Not before: a run that is killed
+        loses what is under way.
+        """
         most = self._engine.concurrency
-        return asked < most and len(self.running) < _BACKLOG * most
+        capacity = max(most, getattr(self._engine, "capacity", most))
+        limit = capacity if left <= capacity else most
+        judging = len(self._judging)
+        return len(self.running) - judging < limit and judging < _BACKLOG * most
 
     def step(self) -> list[Trajectory]:
         """Take in completions and verdicts, and return the trajectories that they finished."""
@@ -222,7 +238,8 @@ class _Loop:
             run = self.running.pop(completion.id)
             self._take(run, completion, judged)
             if run.dialogue.ended is None:
-                self._following.append(self._request(run))
+                turn = len(run.dialogue.turns) + 1
+                heappush(self._ready, (turn, next(self._order), [self._request(run)]))
             else:
                 self._engine.release(completion.id)
                 self._held.discard(completion.id)
@@ -230,8 +247,8 @@ class _Loop:
                 self._count_errors(run, completion)
         return finished
 
-    def go_on(self) -> None:
-        """Submit the next turns of the dialogues that go on.
+    def submit(self) -> None:
+        """Ask the engine for as much as it wants of what is ready.
 
         Raises:
             EngineError: too many dialogues in a row ended with an error.
@@ -241,9 +258,16 @@ class _Loop:
                 f"{self._errors} dialogues in a row ended with an error, the last one: {self._error}; what "
                 "is in the journal stays; mend this and run again"
             )
-        following, self._following = self._following, []
-        if following:
-            self._submit(following)
+        requests: list[Request] = []
+        while self._ready and self._asked + len(requests) < self._engine.concurrency:
+            requests += heappop(self._ready)[2]
+        if not requests:
+            return
+        # Noted first: what of a call that raises did reach the engine, nobody can say.
+        self._held.update(request.id for request in requests)
+        self._engine.submit(requests)
+        self._asked += len(requests)
+        self._held.difference_update(request.continues for request in requests if request.continues)
 
     def close(self) -> None:
         """Cancel what is under way and free what is kept for continuations; the loop is over."""
@@ -255,16 +279,16 @@ class _Loop:
 
     def _completions(self) -> list[Completion]:
         """What the engine finished; the wait is short while a verdict may come in."""
-        asked = len(self.running) - len(self._judging)
-        if not asked:
+        if not self._asked:
             wait(self._judging, return_when=FIRST_COMPLETED)
             return []
         completions = self._engine.poll(_SLICE if self._judging else None)
         if not completions and not self._judging:
             raise EngineError(
-                f"the engine returned nothing while {asked} requests are pending; poll() "
+                f"the engine returned nothing while {self._asked} requests are pending; poll() "
                 "without a timeout must block until one of them has finished"
             )
+        self._asked -= len(completions)
         return completions
 
     def _verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, Verified]]:
@@ -286,12 +310,6 @@ class _Loop:
         self._errors = self._errors + 1 if run.dialogue.ended == "error" else 0
         verdict = f"{self._verifier.name} gave the verdict {run.dialogue.turns[-1].verdict}"
         self._error = completion.error or verdict
-
-    def _submit(self, requests: Sequence[Request]) -> None:
-        # Noted first: what of a call that raises did reach the engine, nobody can say.
-        self._held.update(request.id for request in requests)
-        self._engine.submit(requests)
-        self._held.difference_update(request.continues for request in requests if request.continues)
 
     def _request(self, run: _Run) -> Request:
         turn = len(run.dialogue.turns) + 1
