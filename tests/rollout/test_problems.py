@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift_rollout.problems import (
+    ProblemSet,
     check_targets,
-    load_metamath,
     load_problems,
     make_problem,
-    metamath_math,
     problem_set,
 )
 from drift_rollout.prompts import PromptTemplate
@@ -21,6 +20,10 @@ from drift_rollout.verify import ChoiceVerifier
 from drift_weights import Message
 
 BARE = PromptTemplate(system=None, user="{problem}")
+
+
+def questions_and_golds(found: ProblemSet) -> list[tuple[str, str | None]]:
+    return [(problem.messages[0].content, problem.target) for problem in found.problems]
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -49,7 +52,7 @@ def test_jsonl_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
 
 def test_contradicting_golds_are_refused() -> None:
     pair = [make_problem((Message(role="user", content="1+1?"),), gold) for gold in "23"]
-    with pytest.raises(ValueError, match=r"'1\+1\?': \['2', '3'\]"):
+    with pytest.raises(ValueError, match=r"'1\+1\?': '2' \(.*\), '3' "):
         problem_set(pair, source="here")
 
 
@@ -98,7 +101,7 @@ def test_golds_are_held_against_the_verifier_all_at_once() -> None:
     assert all(words in said for words in ("got 'b'", "got '7'", "has no target"))
 
 
-def test_metamath_keeps_math_rows_and_reads_the_gold() -> None:
+def test_metamath_keeps_math_rows_and_reads_the_gold(tmp_path: Path) -> None:
     rows = [
         {"type": "MATH_Rephrased", "query": "a?", "response": "so 7.\nThe answer is: 7"},
         {"type": "GSM_AnsAug", "query": "b?", "response": "The answer is: 8"},
@@ -108,17 +111,11 @@ def test_metamath_keeps_math_rows_and_reads_the_gold() -> None:
             "response": "x The answer is: no. The answer is: \\frac{1}{2}",
         },
     ]
-    found = metamath_math(rows, BARE)
-    assert [(p.messages[0].content, p.target) for p in found.problems] == [
-        ("a?", "7"),
-        ("c?", "\\frac{1}{2}"),
-    ]
-    with pytest.raises(ValueError, match="row 0"):
-        metamath_math([{"type": "MATH_SV", "query": "a?", "response": "seven"}], BARE)
-
-
-def test_metamath_loads_from_a_folder_in_its_shape(tmp_path: Path) -> None:
-    row = {"type": "MATH_SV", "query": "a?", "response": "The answer is: 7", "original_question": "a?"}
-    write(tmp_path / "train.jsonl", json.dumps(row), json.dumps(row | {"type": "GSM_SV"}))
-    found = load_metamath(BARE, name=str(tmp_path))
-    assert [(p.messages[0].content, p.target) for p in found.problems] == [("a?", "7")]
+    path = tmp_path / "MetaMathQA.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    found = load_problems(path, BARE, source="metamath-math")
+    assert questions_and_golds(found) == [("a?", "7"), ("c?", "\\frac{1}{2}")]
+    for response in ("seven", "The answer is: "):
+        path.write_text(json.dumps([rows[1], {"type": "MATH_SV", "query": "a?", "response": response}]))
+        with pytest.raises(ValueError, match=r"MetaMathQA.json, row 1: field 'response': .*The answer is"):
+            load_problems(path, BARE, source="metamath-math")
