@@ -115,7 +115,7 @@ def sample(
     )
     if overlap_with is not None:
         asked = overlap_question or row_format(source, question=question).question
-        found = without_overlap(found, overlap_with, overlap, question=asked)
+        found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
     _print_notes(console, found)
     if check_gold:
         _print_golds(console, found, judge)
@@ -161,7 +161,7 @@ def _print_golds(console: Console, found: ProblemSet, judge: Verifier) -> None:
             f"{len(failed)} of {len(found.problems)} golds fail {judge.name}; mend or remove them, or "
             "choose another verifier"
         )
-    console.print(f"{found}; every gold passes {judge.name}", markup=False, highlight=False)
+    console.print(f"{found}; every gold passes {judge.name}", highlight=False, soft_wrap=True)
 
 
 def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> None:
@@ -171,6 +171,7 @@ def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> N
         f"{found} × {config.samples} samples = {count * config.samples} trajectories, "
         f"at most {turns} turns of {tokens} tokens each",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from drift_rollout.problem_files import DataFile, rows_of
-from drift_rollout.problem_sources import question_of, row_format
+from drift_rollout.problem_sources import text_of, without_ending
 from drift_rollout.problems import SHOWN, Problem, ProblemSet, listed
 
 OnOverlap = Literal["refuse", "drop", "allow"]
+# Both begin with a literal character, by which a long text is passed over fast.
 _SPACING = re.compile(
-    r"(?<!\\)(?:\\[,;:!>\s]|~|\\(?:q?quad|(?:thin|med|thick|neg)space|enspace)(?![A-Za-z])"
-    r"|\\[hv]space\*?\{[^{}]*\})"
+    r"\\(?:(\\)|[,;:!>\s]|(?:q?quad|(?:thin|med|thick|neg|en)space)(?![a-z])|[hv]space\*?\{[^{}]*\})"
 )
-"""TeX's spaces; the two backslashes of a line end are none."""
-_SPACES = re.compile(r"\s+")
-_LOOSE = re.compile(r"(?<!\w) | (?!\w)")
+"""TeX's spaces in lower case; or two backslashes, which end a line and begin no space."""
+_LOOSE = re.compile(r" (?:(?!\w)|(?<!\w ))")
+"""A space beside something that is no letter and no digit."""
 _QUOTES = '"“”«»'
 _ENDS = f"{_QUOTES} .,;:?。"
 """What may stand behind a question without a meaning. Neither "!" nor "'": 5! is no 5, f' no f."""
@@ -46,7 +46,8 @@ def normal_form(question: str) -> str:
     end are dropped. A text of which nothing would be left stays what it is.
     """
     text = unicodedata.normalize("NFKC", question).lower()
-    text = _SPACES.sub(" ", _SPACING.sub(" ", text))
+    text = _SPACING.sub(lambda found: found.group() if found.group(1) else " ", text)
+    text = " ".join(text.replace("~", " ").split())
     return _LOOSE.sub("", text).rstrip(_ENDS).lstrip(_QUOTES + " ") or question
 
 
@@ -65,7 +66,7 @@ def overlap(
         problems: with their `question`.
         evaluation: a JSONL, JSON, Parquet or CSV file with a question column.
         question: the evaluation's column.
-        drop_ending: text at the end of every question of the evaluation that is no part of it.
+        drop_ending: text that is no part of a question of the evaluation where it stands at its end.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,13 +122,13 @@ def without_overlap(
 
 def _asked(evaluation: Path, question: str, drop_ending: str | None) -> dict[str, str]:
     """Each normal form that the evaluation asks, and where it does first."""
-    form = row_format("table", question=question, ending=drop_ending)
     if not evaluation.is_file():
         raise FileNotFoundError(f"{evaluation} is no file; an overlap is looked for in a file")
     places: dict[str, str] = {}
     for number, row in enumerate(rows_of(DataFile(path=evaluation, name=str(evaluation)), (question,))):
         place = f"{evaluation}, row {number}"
-        places.setdefault(normal_form(question_of(row, form, place)), place)
+        text = text_of(row, question, place, "name the column by --overlap_question")
+        places.setdefault(normal_form(without_ending(text, drop_ending or "")), place)
     if not places:
         raise ValueError(f"{evaluation} holds no question")
     return places

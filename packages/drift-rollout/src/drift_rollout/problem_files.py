@@ -127,14 +127,8 @@ def _of_hub(repo_id: str, revision: str, subset: str | None, split: str) -> Loca
     listed = tuple(DataFile(path=cache / name, name=f"{repo_id}/{name}") for name in names)
     _refuse_foreign(Path(repo_id), listed)
     fetched = [download(api, repo_id, commit, name, cache) for name in names]
-    origin: dict[str, Any] = {
-        "name": repo_id,
-        "revision": revision,
-        "commit": commit,
-        "subset": subset,
-        "split": split,
-    }
-    origin["sha256"] = _digest(cache, fetched)
+    pin = {"revision": revision, "commit": commit, "subset": subset, "split": split}
+    origin = {"name": repo_id, "sha256": _digest(cache, fetched)} | pin
     return Located(
         files=listed,
         origin=origin,

@@ -67,7 +67,7 @@ def stated(
             place = f"{file.name}, row {number}"
             if form.only is not None and not text_of(row, form.only[0], place).startswith(form.only[1]):
                 continue
-            question = question_of(row, form, place)
+            question = _question(row, form, place)
             answer = text_of(row, form.answer, place)
             try:
                 gold = form.gold(answer)
@@ -80,17 +80,18 @@ def stated(
             yield Stated(question, gold, place)
 
 
-def question_of(row: Mapping[str, Any], form: RowFormat, place: str) -> str:
-    """The question of a row, without the ending that is glued to it.
+def without_ending(text: str, ending: str) -> str:
+    """A question without what is glued to its end, or as it is where it ends otherwise."""
+    shorter = text.rstrip().removesuffix(ending.strip())
+    return text if shorter == text.rstrip() else shorter.rstrip()
 
-    Raises:
-        ValueError: it is missing, blank, or does not end as it should.
-    """
+
+def _question(row: Mapping[str, Any], form: RowFormat, place: str) -> str:
     text = text_of(row, form.question, place)
     if form.ending is None:
         return text
-    question = text.rstrip().removesuffix(form.ending.strip()).rstrip()
-    if not question or question == text.rstrip():
+    question = without_ending(text, form.ending)
+    if not question or question == text:
         raise ValueError(
             f"{place}: field {form.question!r} does not end in {form.ending!r} behind a question; mend "
             "--drop_ending"
@@ -98,10 +99,13 @@ def question_of(row: Mapping[str, Any], form: RowFormat, place: str) -> str:
     return question
 
 
-def text_of(row: Mapping[str, Any], name: str, place: str) -> str:
+def text_of(row: Mapping[str, Any], name: str, place: str, hint: str = _COLUMNS) -> str:
     """A field as text; a dot in the name leads into a nested one.
 
     A number becomes the text of its value, and a whole one that of an integer: 18.0 is "18".
+
+    Args:
+        hint: what to do about a field that is no text.
 
     Raises:
         ValueError: it is missing, blank, no finite number, or a list or an object.
@@ -115,15 +119,14 @@ def text_of(row: Mapping[str, Any], name: str, place: str) -> str:
         # A column of whole numbers is one of floats as soon as one tool met a gap in it.
         text = str(int(value) if value.is_integer() else value)
     elif isinstance(value, list | dict | bytes):
-        inside = f", with {sorted(value)}" if isinstance(value, dict) else ""
-        raise ValueError(
-            f"{place}: field {name!r} is no text but a {type(value).__name__}{inside}; {_COLUMNS} "
-            "(a dot leads into an object: a.b)"
-        )
+        inside = f", with {sorted(_names({name: value}))}" if isinstance(value, dict) else ""
+        raise ValueError(f"{place}: field {name!r} is no text but a {type(value).__name__}{inside}; {hint}")
     else:
         text = "" if value is None else str(value)
     if not text.strip():
-        raise ValueError(f"{place}: field {name!r} is missing or empty; it has {sorted(row)}; {_COLUMNS}")
+        raise ValueError(
+            f"{place}: field {name!r} is missing or empty; it has {sorted(_names(row))}; {hint}"
+        )
     return text
 
 
@@ -132,6 +135,15 @@ def _nested(row: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _names(row: Mapping[str, Any]) -> Iterator[str]:
+    """All names under which a row holds a value, with those inside objects."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _names(value))
+        else:
+            yield name
 
 
 def after_the_answer_is(text: str) -> str:
