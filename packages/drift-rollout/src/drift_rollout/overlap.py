@@ -45,10 +45,10 @@ def normal_form(question: str) -> str:
     two letters or digits ("x + 1" is "x+1", "1 2" is not "12"); quotes at both ends and . , ; : ? at the
     end are dropped. A text of which nothing would be left stays what it is.
     """
-    text = unicodedata.normalize("NFKC", question).lower()
+    text = unicodedata.normalize("NFKC", question).lower().strip()
     text = _SPACING.sub(lambda found: found.group() if found.group(1) else " ", text)
     text = " ".join(text.replace("~", " ").split())
-    return _LOOSE.sub("", text).rstrip(_ENDS).lstrip(_QUOTES + " ") or question
+    return _LOOSE.sub("", text).rstrip(_ENDS).lstrip(_QUOTES + " ") or question.strip()
 
 
 def overlap(
