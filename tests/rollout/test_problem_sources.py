@@ -214,6 +214,19 @@ def test_a_broken_json_file_is_refused(tmp_path: Path, content: str, says: str) 
         load_problems(written(tmp_path / "p.json", content), BARE)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    one = '{"problem": "a?", "answer": 1}'
+    for name, content in (("p.json", f"[{one}]"), ("p.jsonl", one), ("p.csv", "problem,answer\na?,1\n")):
+        path = written(tmp_path / name, content, encoding="utf-8-sig")
+        assert golds(load_problems(path, BARE)) == {"a?": "1"}
+
+
+def test_rows_without_a_type_are_no_metamath(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.jsonl", '{"query": "a?", "response": "The answer is: 1"}')
+    with pytest.raises(ValueError, match=r"row 0: field 'type' is missing .*--source table takes all"):
+        load_problems(path, BARE, source="metamath-math")
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"p.txt: expected a file ending in .jsonl"):
         load_problems(written(tmp_path / "p.txt", "1+1?"), BARE)
@@ -238,6 +251,9 @@ def test_a_folder_gives_the_split_that_is_asked_for(tmp_path: Path) -> None:
     assert golds(load_problems(tmp_path, BARE, source="math", split="test")) == {"test/algebra/1?": "3"}
     with pytest.raises(ValueError, match="no split 'dev', but test, train; name one by --problems_split"):
         load_problems(tmp_path, BARE, source="math", split="dev")
+    written(tmp_path / "README.md", "---\nconfigs: [\n---\n")
+    with pytest.raises(ValueError, match=r"the block on top of its README.md is no YAML"):
+        load_problems(tmp_path, BARE, source="math")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="doesn't contain any data files"):
         load_problems(tmp_path / "empty", BARE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 from collections import Counter
@@ -145,9 +146,12 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
 def _data_files(place: str, commit: str | None, subset: str | None, split: str) -> list[str]:
     """The data files of a subset and a split, as `datasets` finds them."""
     import datasets
+    import yaml
 
     try:
         builder = datasets.load_dataset_builder(place, subset, revision=commit)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place}: the block on top of its README.md is no YAML: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{place}: {error}; name a subset by --problems_subset") from error
     found: dict[str, list[str]] = {str(name): list(f) for name, f in builder.config.data_files.items()}
@@ -169,7 +173,7 @@ def _refuse_foreign(place: Path, files: Sequence[DataFile]) -> None:
 def _json_rows(file: DataFile) -> list[dict[str, Any]]:
     """The objects of a JSON list, or the one object that a file is."""
     try:
-        found = msgspec.json.decode(file.path.read_bytes())
+        found = msgspec.json.decode(file.path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{file.name}: not valid JSON ({error}); if it has one object a line, name it .jsonl"

@@ -65,7 +65,7 @@ def stated(
     for file in located.files:
         for number, row in enumerate(rows_of(file, form.columns)):
             place = f"{file.name}, row {number}"
-            if form.only is not None and not text_of(row, form.only[0], place).startswith(form.only[1]):
+            if form.only is not None and not _concerned(row, *form.only, place):
                 continue
             question = _question(row, form, place)
             answer = text_of(row, form.answer, place)
@@ -78,6 +78,11 @@ def stated(
                 on_no_gold(said)
                 continue
             yield Stated(question, gold, place)
+
+
+def _concerned(row: Mapping[str, Any], column: str, prefix: str, place: str) -> bool:
+    hint = f"this source is about the rows whose {column!r} starts with {prefix}; --source table takes all"
+    return text_of(row, column, place, hint).startswith(prefix)
 
 
 def without_ending(text: str, ending: str) -> str:
