@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,6 +131,12 @@ def test_a_dot_leads_into_an_object(tmp_path: Path, suffix: str) -> None:
         load_problems(path, BARE, question="truth.q", answer="truth.solution")
     with pytest.raises(ValueError, match=r"'truth.said' is no text but a dict, with \['truth.said.q'\]"):
         load_problems(path, BARE, question="truth.said", answer="truth.solution")
+
+
+def test_a_column_that_a_parquet_file_lacks_is_told_with_all_that_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"problem": ["a?"], "gold": ["1"], "level": [1]}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"p.parquet, row 0: .*'answer' .*\['gold', 'level', 'problem'\]"):
+        load_problems(tmp_path / "p.parquet", BARE)
 
 
 def test_a_name_with_a_dot_is_a_name_first(tmp_path: Path) -> None:
@@ -267,6 +275,18 @@ def test_the_origin_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
     assert load_problems(tmp_path / "here", BARE).origin == first
     written(tmp_path / "here" / "a.csv", "problem,answer\na,2\n")
     assert load_problems(tmp_path / "here", BARE).origin["sha256"] != first["sha256"]
+
+
+def test_a_file_needs_no_client_of_the_hub(tmp_path: Path) -> None:
+    """They take seconds to import."""
+    path = written(tmp_path / "p.csv", "problem,answer\na,1\n")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom drift_rollout import PromptTemplate, load_problems\n"
+        f"load_problems(Path({str(path)!r}), PromptTemplate(user='{{problem}}'))\n"
+        "print([name for name in ('datasets', 'huggingface_hub', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 DATA = os.environ.get("DRIFT_DATA")
