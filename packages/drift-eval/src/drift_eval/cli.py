@@ -96,7 +96,7 @@ def run(
     Dialogues are kept even if some of them could not be scored: run again to sample those anew.
 
     Args:
-        problems: a .jsonl or .parquet file with a question and an answer column.
+        problems: a JSONL, JSON, Parquet or CSV file with a question and an answer column.
         model: a folder or Hub id of a causal language model with a chat template.
         out: folder for the journal, trajectories/, scores.json and accuracy.png.
         verifier: exact, choice, or the import path of another.
@@ -115,7 +115,7 @@ def run(
     found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
     _refuse_scores(out)
     check_run(found, judge, config, out)
-    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
+    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, found.origin)
     unscored = 0
     with (
         closing(open_engine(engine, model, revision=revision)) as opened,

@@ -18,8 +18,17 @@ from rich.console import Console
 from drift_rollout.engine import EngineError, Sampling
 from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
 from drift_rollout.journal import JournalReader
-from drift_rollout.plan import load_tokenizer, pilot_problems, print_first_prompt, print_notes, print_plan
-from drift_rollout.problems import load_problems
+from drift_rollout.overlap import OnOverlap, without_overlap
+from drift_rollout.plan import (
+    load_tokenizer,
+    pilot_problems,
+    print_first_prompt,
+    print_golds,
+    print_notes,
+    print_plan,
+)
+from drift_rollout.problem_sources import SourceName, row_format
+from drift_rollout.problems import OnMistake, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
@@ -29,7 +38,7 @@ from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
 from drift_weights.cli import option_words, refuse
 
-_FLAGS = {"dry_run", "partial", "overwrite"}
+_FLAGS = {"dry_run", "check_gold", "partial", "overwrite"}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -58,8 +67,18 @@ def sample(
     *,
     prompt: str | PromptTemplate = "rollout-metamath",
     verifier: Literal["exact", "choice"] = "exact",
-    question: str = "problem",
-    answer: str = "answer",
+    source: SourceName = "table",
+    question: str | None = None,
+    answer: str | None = None,
+    drop_ending: str | None = None,
+    problems_revision: str | None = None,
+    problems_subset: str | None = None,
+    problems_split: str = "train",
+    on_conflict: OnMistake = "refuse",
+    on_no_gold: OnMistake = "refuse",
+    overlap_with: Path | None = None,
+    overlap_question: str | None = None,
+    overlap: OnOverlap = "refuse",
     samples: int = 16,
     protocol: Protocol = Protocol(),
     sampling: Sampling = Sampling(),
@@ -72,17 +91,28 @@ def sample(
     price: float | None = None,
     stand_in: str | None = None,
     dry_run: bool = False,
+    check_gold: bool = False,
 ) -> None:
     """Sample K correction dialogues a problem from a frozen policy; a killed run goes on where it was.
 
     Args:
-        problems: a .jsonl or .parquet file with a question and an answer column.
+        problems: a JSONL, JSON, Parquet or CSV file, a folder of such, or org/name on the Hub.
         model: a folder or Hub id of a causal language model with a chat template.
         out: folder for the journal and, when all is sampled, `trajectories/`.
         prompt: a template of D.7 by name, or one of your own with `user` and `system`.
         verifier: how answers are judged.
-        question: column with the problem's text.
-        answer: column with the gold answer.
+        source: table (the gold is a column), metamath-math (MetaMathQA's MATH rows), math or gsm8k.
+        question: column with the problem's text; the source's own if not given.
+        answer: column with the gold answer, or the text that says it; likewise.
+        drop_ending: text at the end of every question that is no part of it.
+        problems_revision: a tag or commit of problems on the Hub.
+        problems_subset: one of several data sets in a folder or on the Hub.
+        problems_split: of a folder or a data set on the Hub.
+        on_conflict: equal prompts with different golds are refused, or left out whole (drop).
+        on_no_gold: an answer's text that says no gold is refused, or its row left out (drop).
+        overlap_with: a file of an evaluation whose questions must not be sampled.
+        overlap_question: its column with the question; the one of the problems if not given.
+        overlap: what that evaluation asks, too, is refused, left out (drop) or let in (allow).
         samples: K, trajectories a problem.
         protocol: turn budget T and feedback f.
         sampling: temperature, top_p and tokens a response.
@@ -95,6 +125,7 @@ def sample(
         price: of an hour of the machine, in any currency, for the pilot.
         stand_in: for a dry run, a folder with the tokenizer of a model that is not here.
         dry_run: check problems and prompts, print what would be done, and load no model.
+        check_gold: list the golds that fail their own verifier, and load no model.
     """
     console = Console()
     template, judge = choose_template(prompt), VERIFIERS[verifier]
@@ -102,8 +133,27 @@ def sample(
         samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round, prefill=prefill
     )
     found = load_problems(
-        problems, template, question=question, answer=answer, max_turns=protocol.max_turns
+        problems,
+        template,
+        source=source,
+        question=question,
+        answer=answer,
+        drop_ending=drop_ending,
+        revision=problems_revision,
+        subset=problems_subset,
+        split=problems_split,
+        on_conflict=on_conflict,
+        on_no_gold=on_no_gold,
+        max_turns=protocol.max_turns,
     )
+    if overlap_with is not None:
+        asked = overlap_question or row_format(source, question=question).question
+        found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if check_gold:
+        print_golds(console, found, judge)
+        return
     check_run(found, judge, config, out)
     print_plan(console, found, config, engine.name)
     if dry_run:
@@ -112,7 +162,7 @@ def sample(
         return
     about: dict[str, Any] = {
         "about": {"prompt": asdict(template)},
-        "origin": origin_of(model, revision, problems),
+        "origin": origin_of(model, revision, found.origin),
     }
     with _stopping(), closing(open_engine(engine, model, revision=revision)) as opened:
         print_notes(console, opened.tokenizer, config)

@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from drift_rollout.problems import Problem, ProblemSet
+from drift_rollout.problems import Problem, ProblemSet, golds_that_fail
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import RolloutConfig
+from drift_rollout.verify import Verifier
 from drift_weights.names import check_model
 
 _SHOWN = 48
@@ -19,13 +20,30 @@ _SHOWN = 48
 def print_plan(console: Console, found: ProblemSet, config: RolloutConfig, engine: str) -> None:
     """Print how many dialogues it will be, and of what size."""
     count = len(found.problems)
-    repeated = f" ({found.repeated} repeated rows are left out)" if found.repeated else ""
     turns, tokens = config.protocol.max_turns, config.sampling.max_new_tokens
     console.print(
-        f"{count:,} problems{repeated} × {config.samples} samples = {count * config.samples:,} "
+        f"{found} × {config.samples} samples = {count * config.samples:,} "
         f"trajectories, at most {turns} turns of {tokens} tokens each, by {engine}",
         highlight=False,
+        soft_wrap=True,
     )
+
+
+def print_golds(console: Console, found: ProblemSet, judge: Verifier) -> None:
+    """List the golds that fail their own verifier.
+
+    Raises:
+        ValueError: there are any.
+    """
+    failed = golds_that_fail(found.problems, judge)
+    for gold in failed:
+        console.print(str(gold), markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(found.problems)} golds fail {judge.name}; mend or remove them, or "
+            "choose another verifier"
+        )
+    console.print(f"{found}; every gold passes {judge.name}", highlight=False, soft_wrap=True)
 
 
 def print_first_prompt(console: Console, problem: Problem, tokenizer: Any, config: RolloutConfig) -> None:

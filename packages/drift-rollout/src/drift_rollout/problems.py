@@ -1,17 +1,21 @@
-"""Problems: from files, and the MATH subset of MetaMathQA."""
+"""Problems: first prompts with their gold answers, each once, without contradictions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from drift_rollout.problem_files import locate
+from drift_rollout.problem_sources import SourceName, row_format, stated
 from drift_rollout.prompts import PromptTemplate
 from drift_rollout.verify import Verifier
-from drift_weights.files import read_rows
 from drift_weights.types import Message, prompt_id
+
+OnMistake = Literal["refuse", "drop"]
+SHOWN = 10
+"""Problems listed of those that have something wrong with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,46 +26,196 @@ class Problem:
     messages: tuple[Message, ...]
     target: str | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    question: str | None = field(default=None, compare=False)
+    """As the source states it, without the template; no part of the identity or of a trajectory."""
+    place: str | None = field(default=None, compare=False)
+    """File and row that it was first read from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conflict:
+    """One prompt that comes with different golds."""
+
+    question: str
+    golds: tuple[tuple[str | None, str | None], ...]
+    """Each gold, and the place where it was first read."""
+    rows: int
+    """How many rows state the prompt."""
+
+    def __str__(self) -> str:
+        golds = ", ".join(f"{gold!r} ({place or 'no place'})" for gold, place in self.golds)
+        return f"{self.question[:80]!r}: {golds}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProblemSet:
-    """Distinct problems, and how many rows were repetitions of one."""
+    """Distinct problems, and what was left out on the way to them."""
 
     problems: tuple[Problem, ...]
     repeated: int
+    """Rows that repeat a problem."""
+    conflicts: tuple[Conflict, ...] = ()
+    """Prompts left out whole because their golds differ."""
+    without_gold: int = 0
+    """Rows left out because their answer's text says no gold."""
+    overlapping: int = 0
+    """Problems left out because an evaluation asks the same."""
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Where they came from, as the manifest of a run records it."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should be told."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many problems there are, and how many were left out for which reason."""
+        rarer = {
+            "conflicting": len(self.conflicts),
+            "without_gold": self.without_gold,
+            "overlapping": self.overlapping,
+        }
+        found = {name: count for name, count in rarer.items() if count}
+        return {"count": len(self.problems), "repeated": self.repeated} | found
+
+    def __str__(self) -> str:
+        left_out = [
+            f"{number} {what}"
+            for number, what in (
+                (self.repeated, "repeated rows"),
+                (len(self.conflicts), "prompts with different golds"),
+                (self.without_gold, "rows without a gold"),
+                (self.overlapping, "problems of the evaluation"),
+            )
+            if number
+        ]
+        said = f" ({', '.join(left_out)} are left out)" if left_out else ""
+        return f"{len(self.problems)} problems{said}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedGold:
+    """A gold answer that its own verifier does not call correct."""
+
+    problem: Problem
+    verdict: str
+    """The verifier's; or `refused`, where it does not take the gold at all."""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        place = self.problem.place or "no place"
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"{place}: problem {self.problem.prompt_id}: gold {self.problem.target!r}: {self.verdict}{why}"
+        )
 
 
 def make_problem(
-    messages: tuple[Message, ...], target: str | None, metadata: Mapping[str, Any] | None = None
+    messages: tuple[Message, ...],
+    target: str | None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    question: str | None = None,
+    place: str | None = None,
 ) -> Problem:
-    """A problem whose id is the hash of its content, stable under shuffles and merges."""
-    identity = prompt_id(messages, target)
-    return Problem(prompt_id=identity, messages=messages, target=target, metadata=metadata or {})
+    """A problem whose id is the hash of its messages and target, stable under shuffles and merges."""
+    return Problem(
+        prompt_id=prompt_id(messages, target),
+        messages=messages,
+        target=target,
+        metadata=metadata or {},
+        question=question,
+        place=place,
+    )
 
 
-def problem_set(problems: Iterable[Problem], *, source: str) -> ProblemSet:
-    """Keep equal problems once, and refuse equal prompts with different golds.
+def problem_set(
+    problems: Iterable[Problem], *, source: str, on_conflict: OnMistake = "refuse"
+) -> ProblemSet:
+    """Keep equal problems once; refuse equal prompts with different golds, or leave them out whole.
 
     Raises:
-        ValueError: no problem at all, or contradicting golds (the first ten are listed).
+        ValueError: no problem at all or none left, or contradicting golds and `on_conflict` is refuse
+            (the first ten are listed).
     """
-    by_id: dict[str, Problem] = {}
-    golds: dict[tuple[Message, ...], set[str | None]] = {}
-    total = 0
+    by_prompt: dict[tuple[Message, ...], dict[str | None, Problem]] = {}
+    rows: dict[tuple[Message, ...], int] = {}
     for problem in problems:
-        total += 1
-        by_id.setdefault(problem.prompt_id, problem)
-        golds.setdefault(problem.messages, set()).add(problem.target)
-    if not by_id:
+        by_prompt.setdefault(problem.messages, {}).setdefault(problem.target, problem)
+        rows[problem.messages] = rows.get(problem.messages, 0) + 1
+    if not by_prompt:
         raise ValueError(f"{source} holds no problem")
-    contradictions = [(m[-1].content, found) for m, found in golds.items() if len(found) > 1]
-    if contradictions:
-        shown = "\n  ".join(f"{text[:80]!r}: {sorted(map(str, g))}" for text, g in contradictions[:10])
+    conflicts = tuple(
+        _conflict(found.values(), rows[prompt]) for prompt, found in by_prompt.items() if len(found) > 1
+    )
+    kept = tuple(next(iter(found.values())) for found in by_prompt.values() if len(found) == 1)
+    if conflicts and on_conflict == "refuse":
         raise ValueError(
-            f"{source}: {len(contradictions)} prompts come with different golds; settle them:\n  {shown}"
+            f"{source}: {len(conflicts)} prompts come with different golds; settle them, or leave them out "
+            f"by --on_conflict drop:\n  {listed(conflicts)}"
         )
-    return ProblemSet(problems=tuple(by_id.values()), repeated=total - len(by_id))
+    if not kept:
+        raise ValueError(f"{source}: all {len(conflicts)} prompts come with different golds")
+    left_out = sum(conflict.rows for conflict in conflicts)
+    return ProblemSet(
+        problems=kept,
+        repeated=sum(rows.values()) - left_out - len(kept),
+        conflicts=conflicts,
+        notes=tuple(f"left out, its golds differ: {conflict}" for conflict in conflicts[:SHOWN]),
+    )
+
+
+def load_problems(
+    place: Path,
+    template: PromptTemplate,
+    *,
+    source: SourceName = "table",
+    question: str | None = None,
+    answer: str | None = None,
+    drop_ending: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    on_conflict: OnMistake = "refuse",
+    on_no_gold: OnMistake = "refuse",
+    max_turns: int = 5,
+) -> ProblemSet:
+    """Problems of a file, a folder or a data set of the Hub.
+
+    Args:
+        place: a JSONL, JSON, Parquet or CSV file, a folder of such, or org/name on the Hub; a path
+            that exists wins.
+        template: of the first prompt.
+        source: table (the gold is a column), metamath-math (MetaMathQA's MATH rows), math or gsm8k.
+        question: column with the question; the source's own if not given. A dot leads into an object.
+        answer: column with the gold, or with the text that says it; likewise.
+        drop_ending: text at the end of every question that is no part of it.
+        revision: tag or commit of a Hub data set; without it nothing is asked of the Hub.
+        subset: one of several data sets in a folder or on the Hub.
+        split: of a folder or a Hub data set.
+        on_conflict: refuse equal prompts with different golds, or drop them whole.
+        on_no_gold: refuse an answer's text that says no gold, or drop its row.
+        max_turns: T, as the prompt tells it.
+
+    Raises:
+        OSError: nothing is there, or the Hub did not answer.
+        ValueError: a torn or foreign line, a missing or blank field, one that is not finite, an answer
+            without a gold (file, row and field are named), or contradicting golds.
+    """
+    form = row_format(source, question=question, answer=answer, ending=drop_ending)
+    located = locate(place, revision=revision, subset=subset, split=split)
+    goldless: list[str] = []
+    rows = stated(located, form, on_no_gold=goldless.append if on_no_gold == "drop" else None)
+    made = (
+        make_problem(
+            template.render(found.question, max_turns=max_turns),
+            found.gold,
+            question=found.question,
+            place=found.place,
+        )
+        for found in rows
+    )
+    settled = problem_set(made, source=str(place), on_conflict=on_conflict)
+    notes = (*located.notes, *(f"left out: {said}" for said in goldless[:SHOWN]), *settled.notes)
+    return replace(settled, without_gold=len(goldless), origin=located.origin, notes=notes)
 
 
 def check_targets(problems: Iterable[Problem], verifier: Verifier) -> None:
@@ -71,106 +225,61 @@ def check_targets(problems: Iterable[Problem], verifier: Verifier) -> None:
         ValueError: problems without a gold, or with one that the verifier refuses (the first ten are
             listed).
     """
-    refused = []
-    for problem in problems:
-        if problem.target is None:
-            refused.append(f"problem {problem.prompt_id} has no target to verify against")
-            continue
-        try:
-            verifier.check_target(problem.target)
-        except ValueError as error:
-            refused.append(f"problem {problem.prompt_id}: {error}")
+    refused = [
+        f"problem {problem.prompt_id}{_at(problem)}{reason}"
+        for problem in problems
+        if (reason := _refusal(problem, verifier)) is not None
+    ]
     if refused:
         raise ValueError(
             f"{len(refused)} problems cannot be judged by {verifier.name}; mend or remove them, or choose "
-            "another verifier:\n  " + "\n  ".join(refused[:10])
+            f"another verifier:\n  {listed(refused)}"
         )
 
 
-def load_problems(
-    path: Path,
-    template: PromptTemplate,
-    *,
-    question: str = "problem",
-    answer: str = "answer",
-    max_turns: int = 5,
-) -> ProblemSet:
-    """Problems of a JSONL or Parquet file with a question and an answer column.
+def golds_that_fail(problems: Iterable[Problem], verifier: Verifier) -> list[FailedGold]:
+    """The problems whose gold, given as the answer, is not correct by the verifier.
 
-    A number becomes the text of its value, and a whole one that of an integer: 18.0 is the gold "18".
-
-    Raises:
-        ValueError: a torn or foreign line, a missing or blank field or one that is not finite (file
-            and row are named), contradicting golds.
+    No model can solve them by answering with the gold, so their groups teach the wrong thing.
     """
-    return problem_set(_from_rows(path, template, question, answer, max_turns), source=str(path))
+    failed = []
+    for problem in problems:
+        reason = _refusal(problem, verifier)
+        if reason is not None:
+            failed.append(FailedGold(problem=problem, verdict="refused", reason=reason.lstrip(": ")))
+            continue
+        target = problem.target or ""
+        verdict = verifier.verify(f"<answer> {target} </answer>", target).verdict
+        if verdict != "correct":
+            failed.append(FailedGold(problem=problem, verdict=verdict))
+    return failed
 
 
-def load_metamath(
-    template: PromptTemplate,
-    *,
-    name: str = "meta-math/MetaMathQA",
-    revision: str | None = None,
-    max_turns: int = 5,
-) -> ProblemSet:
-    """MetaMathQA's MATH subset from the Hub, or from a local copy in the same shape (M6).
-
-    Args:
-        template: of the first prompt.
-        name: Hub id or folder.
-        revision: a commit or tag to pin.
-        max_turns: T, as the prompt tells it.
-
-    Raises:
-        ValueError: a row without a gold, or equal questions with different golds.
-    """
-    # Seconds to import, and needed for nothing else here.
-    import datasets
-
-    rows = datasets.load_dataset(name, split="train", revision=revision)
-    return metamath_math(rows, template, max_turns=max_turns)
+def listed(items: Sequence[object]) -> str:
+    """The first ten, a line each, and how many more there are."""
+    more = [f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return "\n  ".join([*map(str, items[:SHOWN]), *more])
 
 
-def metamath_math(
-    rows: Iterable[Mapping[str, str]], template: PromptTemplate, *, max_turns: int = 5
-) -> ProblemSet:
-    """MetaMathQA's MATH subset: rows whose `type` starts with MATH_, gold behind "The answer is:" (M6).
-
-    Raises:
-        ValueError: a row without such a gold.
-    """
-
-    def problems() -> Iterator[Problem]:
-        for number, row in enumerate(rows):
-            if not row["type"].startswith("MATH_"):
-                continue
-            _, found, gold = row["response"].rpartition("The answer is:")
-            if not found or not gold.strip():
-                raise ValueError(f"MetaMathQA row {number}: response has no 'The answer is:'")
-            yield make_problem(template.render(row["query"], max_turns=max_turns), gold.strip())
-
-    return problem_set(problems(), source="MetaMathQA")
+def _conflict(problems: Iterable[Problem], rows: int) -> Conflict:
+    found = list(problems)
+    return Conflict(
+        question=found[0].question or found[0].messages[-1].content,
+        golds=tuple((problem.target, problem.place) for problem in found),
+        rows=rows,
+    )
 
 
-def _from_rows(
-    path: Path, template: PromptTemplate, question: str, answer: str, max_turns: int
-) -> Iterator[Problem]:
-    for number, row in enumerate(read_rows(path)):
-        texts = [_text(row, name, f"{path}, row {number}") for name in (question, answer)]
-        yield make_problem(template.render(texts[0], max_turns=max_turns), texts[1])
+def _refusal(problem: Problem, verifier: Verifier) -> str | None:
+    """Why the verifier cannot judge by this gold; None where it can."""
+    if problem.target is None:
+        return " has no target to verify against"
+    try:
+        verifier.check_target(problem.target)
+    except ValueError as error:
+        return f": {error}"
+    return None
 
 
-def _text(row: Mapping[str, Any], name: str, place: str) -> str:
-    value = row.get(name)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{place}: field {name!r} is {value}; give a number or a text")
-        # A column of whole numbers is one of floats as soon as one tool met a gap in it.
-        value = int(value) if value.is_integer() else value
-    text = "" if value is None else str(value)
-    if not text.strip():
-        raise ValueError(
-            f"{place}: field {name!r} is missing or empty; it has {sorted(row)}; name the columns by "
-            "--question and --answer"
-        )
-    return text
+def _at(problem: Problem) -> str:
+    return "" if problem.place is None else f" ({problem.place})"

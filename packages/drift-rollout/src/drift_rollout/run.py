@@ -16,7 +16,7 @@ from drift_rollout.journal import Finished, Journal, JournalReader, Plan
 from drift_rollout.problems import ProblemSet, check_targets
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
 from drift_rollout.verify import Verifier
-from drift_weights.folder import FolderWriter, file_sha256, is_folder
+from drift_weights.folder import FolderWriter, is_folder
 from drift_weights.manifest import read_manifest
 from drift_weights.schema import to_table
 from drift_weights.types import Trajectory
@@ -92,7 +92,7 @@ def fill_journal(
     }
     manifest: dict[str, Any] = {
         "rollout": {**fixed, "samples": config.samples},
-        "problems": {"count": len(problems.problems), "repeated": problems.repeated},
+        "problems": problems.counts,
     }
     if origin:
         manifest["origin"] = dict(origin)
@@ -193,12 +193,11 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
         )
 
 
-def origin_of(model: str, revision: str | None, problems: Path) -> dict[str, Any]:
+def origin_of(model: str, revision: str | None, problems: Mapping[str, Any]) -> dict[str, Any]:
     """Where policy and problems came from, for the manifest; of a folder its name alone, not its path."""
     folder = Path(model)
     model = folder.resolve().name if folder.is_dir() else model
-    file = {"name": problems.name, "sha256": file_sha256(problems)}
-    return {"model": model, "revision": revision, "problems": file}
+    return {"model": model, "revision": revision, "problems": dict(problems)}
 
 
 def _sampled(folder: Path) -> list[tuple[str, int]]:
