@@ -63,12 +63,12 @@ class Server:
         self._key = _key(options.api_key_env)
         self._client = openai.AsyncOpenAI(
             base_url=options.base_url,
-            # An empty key would be taken from OPENAI_API_KEY, or refused; this one is never sent.
+            # The client wants some key; without one of ours, no request carries it.
             api_key=self._key or "none",
-            default_headers=None if self._key else {"Authorization": openai.Omit()},  # type: ignore[dict-item]
             max_retries=options.retries,
             timeout=openai.Timeout(options.timeout, connect=min(_CONNECT_S, options.timeout)),
         )
+        self._headers: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
         self._gate = asyncio.Semaphore(options.concurrency)
         self._failures = 0
         self._answered = False
@@ -79,7 +79,7 @@ class Server:
         """Ask what is served; a server that does not say so is taken as it is."""
         client = self._client.with_options(max_retries=min(_OPENING_RETRIES, self._options.retries))
         try:
-            raw = await client.models.with_raw_response.list()
+            raw = await client.models.with_raw_response.list(extra_headers=self._headers)
         except openai.APIStatusError as error:
             return self._key_refused(error.status_code) if error.status_code in (401, 403) else None
         except openai.APIConnectionError:
@@ -122,11 +122,12 @@ class Server:
         create: Any
         if self._tokenizer is None:
             create = self._client.chat.completions.with_raw_response.create
-            raw = await create(**chat_body(request, self._model), extra_body=extra)
+            body = chat_body(request, self._model)
         else:
             create = self._client.completions.with_raw_response.create
             body = token_body(request, self._model, room=room)
-            raw = await create(**body, extra_body={**extra, "return_token_ids": True})
+            extra = {**extra, "return_token_ids": True}
+        raw = await create(**body, extra_headers=self._headers, extra_body=extra)
         return str(raw.text)
 
     def _read(self, request: Request, body: str) -> Completion:
@@ -148,7 +149,8 @@ class Server:
                 "Name one of these, and give base_url with the /v1"
             )
         unavailable = status >= 500 or status in _UNAVAILABLE
-        return self._failed(request, f"HTTP {status}: {error.message}", unavailable=unavailable)
+        said = _message(error.response.text)
+        return self._failed(request, f"HTTP {status}: {said}", unavailable=unavailable)
 
     async def _lost(self, request: Request, error: openai.APIConnectionError) -> Completion | Exception:
         if not await self._listens():
@@ -213,6 +215,17 @@ def _key(variable: str) -> str:
     if not key.isascii() or not (key.isprintable() or not key):
         raise ValueError(f"the key in {variable} holds characters that no HTTP header can; set it again")
     return key
+
+
+def _message(body: str) -> str:
+    """What a refusal says, in the forms of OpenAI, of FastAPI and of old vLLM, or else all of it."""
+    try:
+        said = json.loads(body)
+    except json.JSONDecodeError:
+        return body.strip()
+    for name in ("error", "detail", "message"):
+        said = said.get(name, said) if isinstance(said, Mapping) else said
+    return said if isinstance(said, str) else json.dumps(said)
 
 
 def _served(body: str, model: str) -> Served:
