@@ -114,7 +114,7 @@ def test_what_passes_is_tried_again(serve, status) -> None:
 
 @pytest.mark.parametrize("fault", ["cut", "hang"])
 def test_a_cut_or_hanging_connection_is_tried_again(serve, fault) -> None:
-    server, engine = serve(failing(1, Reply(fault=fault)), retries=1, timeout=0.4)
+    server, engine = serve(failing(1, Reply(fault=fault)), retries=1, timeout=1.5)
     assert answered(engine, ask()).error is None
     assert len(server.calls) == 2
 
@@ -126,7 +126,9 @@ def test_waits_double_and_attempts_are_bounded(serve) -> None:
     assert "500" in got.error
     assert "boom" in got.error
     first, second, third = (call.at for call in server.calls)
-    assert third - second > 1.3 * (second - first) > 0.4
+    # Half a second and one, up to a quarter of each taken off; a busy machine only adds to them.
+    assert second - first > 0.37
+    assert third - second > 0.74
 
 
 def test_retry_after_is_kept_to(serve) -> None:
@@ -140,10 +142,10 @@ def test_a_hanging_request_times_out_and_others_pass(serve) -> None:
     def script(call: Call) -> Reply:
         return Reply(fault="hang") if call.body["messages"][0]["content"] == "hang" else chat()
 
-    _, engine = serve(script, timeout=0.5)
+    _, engine = serve(script, timeout=1.5)
     engine.submit([ask("a", "hang"), ask("b")])
     got = gather(engine, 2)
-    assert "no answer within 0.5 s" in got["a"].error
+    assert "no answer within 1.5 s" in got["a"].error
     assert got["b"].error is None
 
 
@@ -263,12 +265,12 @@ def test_refusals_count_only_until_something_was_answered(serve) -> None:
 
 
 def test_poll_waits_no_longer_than_it_is_told(serve) -> None:
-    _, engine = serve(lambda call: replace(chat(), after=0.6))
+    _, engine = serve(lambda call: replace(chat(), after=1.5))
     assert engine.poll() == []
     engine.submit([ask()])
     start = time.monotonic()
     assert engine.poll(timeout=0.1) == []
-    assert 0.08 < time.monotonic() - start < 0.5
+    assert 0.08 < time.monotonic() - start < 1.2
     assert [completion.id for completion in engine.poll()] == ["a"]
     assert engine.poll() == []
 
