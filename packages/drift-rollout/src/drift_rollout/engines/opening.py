@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from drift_rollout.engine import Engine
-from drift_rollout.engines.options import TransformersOptions
-
-ENGINES = ("transformers",)
+from drift_rollout.engines.options import OpenAIOptions, TransformersOptions
 
 
 # No slots: jsonargparse reads the fields of a default from its __dict__.
@@ -20,8 +18,9 @@ class EngineOptions:
     """Which engine answers, and its settings; those of the others are ignored."""
 
     name: str = "transformers"
-    """transformers, or an engine of your own by import path (`package.module.Class`)."""
+    """transformers, openai, or an engine of your own by import path (`package.module.Class`)."""
     transformers: TransformersOptions = field(default_factory=TransformersOptions)
+    openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of an engine by import path; `model` and `revision` come first."""
 
@@ -31,27 +30,46 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
 
     Args:
         options: which one, and how.
-        model: a folder or Hub id of a causal language model with a chat template.
+        model: a folder or Hub id of a causal language model with a chat template, or the name under
+            which a server has it.
         revision: a commit, tag or branch of a Hub id.
 
     Raises:
         ValueError: no engine of that name, an extra that is not installed (the message says how to get
             it), or what the engine refuses.
+        OSError: a server that does not answer, or that refuses the key.
     """
     if options.name not in ENGINES:
         engine: Engine = _own(options.name)(model, revision=revision, **options.own)
         return engine
-    # Torch takes seconds to import, and what needs no model must work without it.
     try:
-        from drift_rollout.engines.transformers import TransformersEngine
+        return ENGINES[options.name](options, model, revision)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install drift-rollout[{options.name}]") from error
+
+
+# Imported at use: torch takes seconds, and what needs no model must work without it.
+def _transformers(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    from drift_rollout.engines.transformers import TransformersEngine
+
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
 
 
 def engine_words(words: Sequence[str]) -> list[str]:
     """Let `--engine NAME` stand for `--engine.name NAME` on a command line."""
     return [re.sub(r"^--engine(?==|$)", "--engine.name", word) for word in words]
+
+
+def _openai(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    from drift_rollout.engines.openai import OpenAIEngine
+
+    return OpenAIEngine(model, revision=revision, options=options.openai)
+
+
+ENGINES: dict[str, Callable[[EngineOptions, str, str | None], Engine]] = {
+    "transformers": _transformers,
+    "openai": _openai,
+}
 
 
 def _own(path: str) -> Any:

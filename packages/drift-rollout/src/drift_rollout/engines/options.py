@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+_OURS = frozenset({"model", "messages", "prompt", "seed", "temperature", "top_p", "max_tokens"})
+_ONE_ANSWER = frozenset({"n", "best_of", "stream", "echo", "stop", "logprobs", "return_token_ids"})
+_FIXED = _OURS | _ONE_ANSWER
+"""Fields of a request that a rollout decides, or that would change what an answer is."""
 
 
 # No slots: jsonargparse reads the fields of a default from its __dict__.
@@ -22,3 +30,65 @@ class TransformersOptions:
     """Bound on slots × longest length; null takes a share of free memory."""
     context_length: int | None = None
     """Tokens of prompt and response together, below the model's own limit."""
+
+
+# No slots: jsonargparse reads the fields of a default from its __dict__.
+@dataclass(frozen=True, kw_only=True)
+class OpenAIOptions:
+    """Of a server that speaks OpenAI's protocol.
+
+    Raises:
+        ValueError: a value out of its range; an address with a password or query in it; a name of the
+            key's variable that is none; a field in `extra_body` that the rollout decides.
+    """
+
+    base_url: str = "http://localhost:8000/v1"
+    """Where the server listens, with the `/v1`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; one that is not set means no key."""
+    concurrency: int = 64
+    """Requests in flight at once, ≥ 1."""
+    timeout: float = 600.0
+    """Seconds that one attempt may take, > 0."""
+    retries: int = 5
+    """Further attempts after a 408, 409, 429, 5xx, a timeout or a lost connection, ≥ 0; the waits between
+    them double from half a second to eight, or are what Retry-After says, up to two minutes."""
+    max_failures: int = 20
+    """Requests that may fail one after another before the run is given up, ≥ 1."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the served model's tokenizer: prompts then go out as token ids, and token ids and
+    log-probabilities are kept (vLLM); null sends messages and keeps text alone."""
+    context_length: int | None = None
+    """Tokens of prompt and response together; null takes what the server says, or no limit."""
+    seeded: bool = False
+    """Whether the server promises equal answers to equal seeds; it cannot be asked."""
+    logprobs: bool | None = None
+    """Whether its log-probabilities are the unmodified model's; null believes vLLM alone, whose default
+    they are. Say false to a vLLM that was started with another `--logprobs-mode`."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("retries", 0), ("max_failures", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be positive, got {self.timeout}")
+        if self.context_length is not None and self.context_length < 1:
+            raise ValueError(f"context_length must be at least 1, got {self.context_length}")
+        # What stands in the wrong place may be a secret, so it is not repeated.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is the name of an environment variable, not the key itself")
+        _check_url(self.base_url)
+        if taken := sorted(_FIXED & self.extra_body.keys()):
+            raise ValueError(f"extra_body cannot set {', '.join(taken)}: the rollout decides that")
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(
+            "base_url must hold no user, password or query; the key comes from the variable api_key_env"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url must be like http://localhost:8000/v1, got {url!r}")
