@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from drift_rollout.engine import Engine
-from drift_rollout.engines.options import TransformersOptions
+from drift_rollout.engines.options import TransformersOptions, VLLMOptions
+from drift_rollout.engines.vllm import VLLMEngine
 
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 
 
 # No slots: jsonargparse reads the fields of a default from its __dict__.
@@ -18,8 +19,9 @@ class EngineOptions:
     """Which engine answers, and its settings; those of the others are ignored."""
 
     name: str = "transformers"
-    """transformers, or an engine of your own by import path (`package.module.Class`)."""
+    """transformers, vllm, or an engine of your own by import path (`package.module.Class`)."""
     transformers: TransformersOptions = field(default_factory=TransformersOptions)
+    vllm: VLLMOptions = field(default_factory=VLLMOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of an engine by import path; `model` and `revision` come first."""
 
@@ -39,6 +41,8 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
     if options.name not in ENGINES:
         engine: Engine = _own(options.name)(model, revision=revision, **options.own)
         return engine
+    if options.name == "vllm":
+        return VLLMEngine(model, revision=revision, options=options.vllm)
     # Torch takes seconds to import, and what needs no model must work without it.
     try:
         from drift_rollout.engines.transformers import TransformersEngine
