@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 SHAPE = {"vocab": 512, "hidden_size": 128, "intermediate_size": 256}
 """Heads of 32: vLLM's attention on a CPU has none that are smaller."""
@@ -46,8 +44,3 @@ def run_script(python: str, script: Path, *words: str | Path) -> None:
         [python, script, *words], env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-6000:]
-
-
-@pytest.fixture(scope="session")
-def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return interpreter(tmp_path_factory.mktemp("vllm"))

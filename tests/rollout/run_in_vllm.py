@@ -116,7 +116,13 @@ def facts(engine: Any) -> dict[str, Any]:
 def main() -> None:
     """The plan's file and the answers' file are the two words; vLLM's own lines go to stdout."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    how = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16}
+    how: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+    }
+    how["extra"] = {"block_size": 32}
     found: dict[str, Any] = {}
     prompts = plan["prompts"]
 
@@ -135,7 +141,7 @@ def main() -> None:
     found["released"] = released(engine, prompts["short"])
     found["outside"] = raised(engine.submit, [ask("outside", [511, 512])])
     engine.close()
-    found["children"] = len(multiprocessing.active_children())
+    found["children"] = [process.name for process in multiprocessing.active_children()]
     found["closed"] = raised(engine.submit, [ask("closed", [5])])
 
     options = EngineOptions(name="vllm", vllm=VLLMOptions(**how, adapter=plan["adapter"]))

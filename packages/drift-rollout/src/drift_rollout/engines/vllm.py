@@ -66,6 +66,7 @@ class VLLMEngine:
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._outcomes: queue.SimpleQueue[tuple[_Job, Any]] = queue.SimpleQueue()
         self._copies = options.data_parallel_size
+        self._engine: Any
         self._engine, revision = vllm_arguments.start(name, revision, options)
         self._thread = _LoopThread()
         with ExitStack() as stack:
@@ -132,7 +133,9 @@ class VLLMEngine:
         """Forget every request, and end the engine's processes."""
         self._pending.clear()
         self._finished.clear()
-        self._thread.close(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self._thread.close(engine.shutdown)
 
     def _check(self, requests: Sequence[Request]) -> None:
         taken = self._pending.keys() | self._finished.keys()
@@ -152,7 +155,7 @@ class VLLMEngine:
             taken.add(request.id)
 
     def _check_alive(self) -> None:
-        if self._thread.closed:
+        if self._engine is None:
             raise RuntimeError("the engine is closed; start another one")
         if self._engine.errored:
             raise _dead()
@@ -239,10 +242,6 @@ class _LoopThread:
         self._thread = Thread(target=self._loop.run_forever, name="drift-vllm", daemon=True)
         self._thread.start()
 
-    @property
-    def closed(self) -> bool:
-        return self._loop.is_closed()
-
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Its result, or what it raises."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -252,9 +251,7 @@ class _LoopThread:
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self, last: Any) -> None:
-        """Cancel what runs, call a last function, and end the thread; once."""
-        if self.closed:
-            return
+        """Cancel what runs, call a last function, and end the thread."""
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
