@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import multiprocessing
 import queue
 import time
 from collections import Counter
@@ -22,6 +23,8 @@ from drift_weights.names import check_model
 
 _LOOK = 1.0
 """Seconds between two looks at whether the engine lives."""
+_GONE = 10.0
+"""Seconds that a killed process may take to vanish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,10 @@ class VLLMEngine:
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._outcomes: queue.SimpleQueue[tuple[_Job, Any]] = queue.SimpleQueue()
         self._copies = options.data_parallel_size
+        before = set(multiprocessing.active_children())
         self._engine: Any
         self._engine, revision = vllm_arguments.start(name, revision, options)
+        self._processes = [one for one in multiprocessing.active_children() if one not in before]
         self._thread = _LoopThread()
         with ExitStack() as stack:
             stack.callback(self.close)
@@ -136,6 +141,9 @@ class VLLMEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             self._thread.close(engine.shutdown)
+        # It kills those that linger without waiting for their end, which is what frees their memory.
+        for process in self._processes:
+            process.join(_GONE)
 
     def _check(self, requests: Sequence[Request]) -> None:
         taken = self._pending.keys() | self._finished.keys()
