@@ -29,9 +29,9 @@ from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.engines.options import VLLMOptions
 
 
-def ask(name: str, ids: list[int], **how: Any) -> Request:
+def ask(name: str, ids: list[int], seed: int = 0, **how: Any) -> Request:
     sampling = Sampling(**({"temperature": 0.0, "max_new_tokens": 12} | how))
-    return Request(id=name, messages=(), token_ids=tuple(ids), sampling=sampling, seed=len(name))
+    return Request(id=name, messages=(), token_ids=tuple(ids), sampling=sampling, seed=seed)
 
 
 def answers(engine: Any, requests: list[Request]) -> dict[str, Completion]:
@@ -113,27 +113,24 @@ def facts(engine: Any) -> dict[str, Any]:
     return {name: getattr(engine, name) for name in names}
 
 
-def main() -> None:
-    """The plan's file and the answers' file are the two words; vLLM's own lines go to stdout."""
-    plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    how: dict[str, Any] = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 256,
-        "max_num_seqs": 16,
-    }
-    how["extra"] = {"block_size": 32}
+def opened(plan: dict[str, Any], **how: Any) -> Any:
+    """A VLLMEngine in float32 on the plan's policy, as a command line opens it."""
+    small: dict[str, Any] = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 16}
+    small |= {"enforce_eager": True, "extra": {"block_size": 32}}
+    return open_engine(EngineOptions(name="vllm", vllm=VLLMOptions(**small, **how)), plan["policy"])
+
+
+def everything(plan: dict[str, Any]) -> dict[str, Any]:
+    """What an engine must do, one on the policy and one with its adapter; the latter is killed."""
     found: dict[str, Any] = {}
     prompts = plan["prompts"]
-
-    options = EngineOptions(name="vllm", vllm=VLLMOptions(**how))
-    engine = open_engine(options, plan["policy"])
+    engine = opened(plan)
     found["facts"] = facts(engine)
-    found["greedy"] = shown(answers(engine, [ask(name, ids) for name, ids in prompts.items()]))
+    found["greedy"] = greedy(engine, plan)
     hot = {"temperature": 0.7, "top_p": 0.8}
     found["hot"] = shown(answers(engine, [ask(name, ids, **hot) for name, ids in prompts.items()]))
     free = {"temperature": 1.0, "max_new_tokens": 100}
-    found["free"] = shown(answers(engine, [ask(f"f{n}", prompts["short"], **free) for n in range(40)]))
+    found["free"] = shown(answers(engine, [ask(f"f{n}", prompts["short"], n, **free) for n in range(40)]))
     found["refused"] = shown(
         answers(engine, [ask("long", [5] * 256), ask("none", []), ask("wide", [5] * 250)])
     )
@@ -144,13 +141,42 @@ def main() -> None:
     found["children"] = [process.name for process in multiprocessing.active_children()]
     found["closed"] = raised(engine.submit, [ask("closed", [5])])
 
-    options = EngineOptions(name="vllm", vllm=VLLMOptions(**how, adapter=plan["adapter"]))
-    engine = open_engine(options, plan["policy"])
+    engine = opened(plan, adapter=plan["adapter"])
     found["adapter"] = facts(engine)
-    found["adapted"] = shown(answers(engine, [ask(name, ids) for name, ids in prompts.items()]))
+    found["adapted"] = greedy(engine, plan)
     found["death"] = death(engine, prompts["short"])
+    return found
 
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+
+def seeds(plan: dict[str, Any]) -> dict[str, Any]:
+    """Sixteen draws of eight seeds, in two batches of different company."""
+    engine = opened(plan)
+    ids, how = plan["prompts"]["short"], {"temperature": 1.0, "max_new_tokens": 30}
+    first = answers(engine, [ask(f"s{n}", ids, n, **how) for n in range(8)])
+    again = answers(engine, [ask(f"s{n}", ids, n, **how) for n in reversed(range(8))])
+    engine.close()
+    return {"first": shown(first), "again": shown(again)}
+
+
+def parallel(plan: dict[str, Any]) -> dict[str, Any]:
+    """Greedy answers of two devices that share the layers, and of two copies of the model."""
+    found = {}
+    for option in ("tensor_parallel_size", "data_parallel_size"):
+        engine = opened(plan, **{option: 2})
+        found[option] = {"concurrency": engine.concurrency, "greedy": greedy(engine, plan)}
+        engine.close()
+    return found
+
+
+def greedy(engine: Any, plan: dict[str, Any]) -> dict[str, Any]:
+    return shown(answers(engine, [ask(name, ids) for name, ids in plan["prompts"].items()]))
+
+
+def main() -> None:
+    """The plan's file and the answers' file are the two words; vLLM's own lines go to stdout."""
+    plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    checks = {"everything": everything, "seeds": seeds, "parallel": parallel}
+    Path(sys.argv[2]).write_text(json.dumps(checks[plan["checks"]](plan)), encoding="utf-8")
 
 
 if __name__ == "__main__":

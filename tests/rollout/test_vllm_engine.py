@@ -7,6 +7,7 @@ are judged. DRIFT_VLLM_PYTHON names an interpreter that has vLLM; without it one
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ PLAN = {
     "problems": ["t1", "t2", "t3"],
     "new_tokens": 20,
 }
+GPUS = torch.cuda.device_count() if "DRIFT_VLLM_PYTHON" in os.environ else 0
+"""The vLLM that is made for a test is the one for CPUs."""
 NEAR = 1e-3
 """Between log-probabilities of float32 kernels, in nats."""
 
@@ -50,16 +53,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("base", "adapter", "merged")}
 
 
+def run(python: str, folders: dict[str, Path], checks: str, root: Path) -> dict[str, Any]:
+    """What came out of some of the script's checks."""
+    plan = PLAN | {"policy": str(folders["base"]), "adapter": str(folders["adapter"]), "prompts": PROMPTS}
+    (root / "plan.json").write_text(json.dumps(plan | {"checks": checks}))
+    run_script(python, SCRIPT, root / "plan.json", root / "answers.json")
+    answered: dict[str, Any] = json.loads((root / "answers.json").read_text())
+    return answered
+
+
 @pytest.fixture(scope="module")
 def found(
     vllm_python: str, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("answers")
-    plan = PLAN | {"policy": str(folders["base"]), "adapter": str(folders["adapter"]), "prompts": PROMPTS}
-    (root / "plan.json").write_text(json.dumps(plan))
-    run_script(vllm_python, SCRIPT, root / "plan.json", root / "answers.json")
-    answered: dict[str, Any] = json.loads((root / "answers.json").read_text())
-    return answered
+    return run(vllm_python, folders, "everything", tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def test_the_policy_has_the_same_name_in_both_engines(
 ) -> None:
     assert found["facts"] == {
         "policy": reference.policy,
-        "seeded": False,
+        "seeded": GPUS > 0,
         "concurrency": 16,
         "context_length": 256,
     }
@@ -201,3 +208,24 @@ def test_a_dead_engine_raises(found: dict[str, Any]) -> None:
         assert kind == "RuntimeError"
         assert "engine died" in message
     assert death["seconds"] < 60
+
+
+@pytest.mark.skipif(GPUS < 1, reason="needs a GPU and a vLLM for it")
+def test_equal_seeds_give_equal_answers(vllm_python: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    seeded = run(vllm_python, folders, "seeds", tmp_path)
+    first, again = ({k: c["token_ids"] for k, c in seeded[name].items()} for name in ("first", "again"))
+    assert first == again
+    assert len({tuple(ids) for ids in first.values()}) == 8
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs and a vLLM for them")
+def test_two_devices_answer_as_one(
+    vllm_python: str, folders: dict[str, Path], reference: TransformersEngine, tmp_path: Path
+) -> None:
+    found = run(vllm_python, folders, "parallel", tmp_path)
+    assert [found[name]["concurrency"] for name in ("tensor_parallel_size", "data_parallel_size")] == [
+        16,
+        32,
+    ]
+    for answered in found.values():
+        check_greedy(answered["greedy"], reference)
