@@ -65,14 +65,6 @@ def test_another_seed_in_the_same_place_is_refused(
     assert "seed: 0 before, 7 now" in capsys.readouterr().err
 
 
-def test_a_dry_run_touches_nothing(
-    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["sample", str(problems), "no/such-model", str(tmp_path / "run"), "--dry-run"])
-    assert "3 problems × 16 samples = 48 trajectories" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_file_and_a_prompt_of_ones_own(
     problems: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drift_rollout import Completion, ExactVerifier, Journal, RolloutConfig, ScriptedEngine, make_problem
+from drift_rollout.journal import JournalReader
 from drift_rollout.problems import problem_set
 from drift_rollout.protocol import Protocol
 from drift_rollout.run import rollout
@@ -60,6 +61,30 @@ def test_any_interruptions_give_the_uninterrupted_set(tmp_path_factory, calls, b
         resumed = list(journal.trajectories())
     straight = sorted(sample(PROBLEMS, engine(), ExactVerifier(), CONFIG), key=lambda t: t.key)
     assert resumed == straight
+
+
+def test_an_engine_that_dies_at_any_call_loses_nothing(tmp_path) -> None:
+    """At call n, for every n up to 50: what was committed stays, once, and the export is the same."""
+    problems = problem_set(PROBLEMS, source="here")
+
+    def shards(out: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted((out / "trajectories" / "data").iterdir())]
+
+    rollout(problems, engine(), ExactVerifier(), CONFIG, tmp_path / "straight")
+    for call in range(1, 51):
+        out = tmp_path / str(call)
+        with pytest.raises(DiedError):
+            rollout(problems, dying(call), ExactVerifier(), CONFIG, out)
+        with JournalReader(out / "journal.sqlite") as journal:
+            before = list(journal.trajectories())
+        # 8 in flight, 3 of a poll; a dialogue has 4 turns at most.
+        assert len(before) >= (call - 11) // 4
+        rollout(problems, engine(), ExactVerifier(), CONFIG, out)
+        with JournalReader(out / "journal.sqlite") as journal:
+            after = {t.key: t for t in journal.trajectories()}
+        assert len(after) == 21
+        assert all(after[t.key] == t for t in before)
+        assert shards(out) == shards(tmp_path / "straight")
 
 
 def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:

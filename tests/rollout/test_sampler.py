@@ -1,6 +1,8 @@
 """The loop around an engine: order, seeds, token truth, endings."""
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from drift_rollout import (
     ChoiceVerifier,
     Completion,
     ExactVerifier,
+    Journal,
     RolloutConfig,
     ScriptedEngine,
     make_problem,
@@ -18,6 +21,8 @@ from drift_rollout import (
 from drift_rollout.engine import Request, Sampling, turn_seed
 from drift_rollout.protocol import FEEDBACK, Protocol
 from drift_rollout.rendering import ChatRenderer
+from drift_rollout.sampler import sample_to_journal
+from drift_rollout.verify import Verified
 from drift_weights import Message
 from tiny import bpe_tokenizer
 
@@ -278,3 +283,66 @@ def test_a_template_is_needed() -> None:
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat template"):
         ChatRenderer(tokenizer)
+
+
+class Slow(ExactVerifier):
+    """Judges in threads, and not before it is allowed to."""
+
+    concurrency = 4
+    allowed = threading.Event()
+
+    def verify(self, response: str, target: str) -> Verified:
+        assert Slow.allowed.wait(30)
+        return ExactVerifier().verify(response, target)
+
+
+def test_the_engine_does_not_wait_for_verdicts() -> None:
+    """While no verdict comes, every first turn is answered; the dialogues are those of a quick verifier."""
+    problems = [problem(f"q{n}", str(n % 3)) for n in range(6)]
+    config = RolloutConfig(samples=2, protocol=Protocol(max_turns=3))
+
+    def script(request: Request) -> Completion:
+        asked.append(request.id)
+        if len(asked) == 12:
+            Slow.allowed.set()
+        return Completion(id=request.id, text=f"<answer> {request.seed % 3} </answer>")
+
+    asked: list[str] = []
+    engine = ScriptedEngine(script, concurrency=4, batch=2)
+    watch = threading.Timer(20, Slow.allowed.set)
+    watch.start()
+    found = sorted(sample(problems, engine, Slow(), config), key=lambda t: t.key)
+    watch.cancel()
+    assert all(name.endswith("/1") for name in asked[:12])
+    quick = ScriptedEngine(script)
+    assert found == sorted(sample(problems, quick, ExactVerifier(), config), key=lambda t: t.key)
+
+
+def test_a_verifier_that_breaks_in_a_thread_ends_the_run() -> None:
+    class Broken(ExactVerifier):
+        concurrency = 1
+
+        def verify(self, response: str, target: str) -> Verified:
+            raise ZeroDivisionError("broken")
+
+    engine = ScriptedEngine(lambda request: Completion(id=request.id, text="x"))
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        list(sample([problem()], engine, Broken(), RolloutConfig(samples=1)))
+
+
+def test_errors_that_do_not_end_stop_the_run(tmp_path: Path) -> None:
+    """One engine for all is broken: better to say so than to fill a journal with errors."""
+
+    def script(request: Request) -> Completion:
+        if request.id.startswith(problems[0].prompt_id):
+            return Completion(id=request.id, text="<answer> 3 </answer>")
+        return Completion(id=request.id, text="", finish_reason="error", error="no such model")
+
+    problems = [problem(f"q{n}") for n in range(40)]
+    config = RolloutConfig(samples=16)
+    with Journal(tmp_path / "j", {}) as journal:
+        with pytest.raises(
+            RuntimeError, match=r"10\d dialogues in a row .* no such model; what is in the journal"
+        ):
+            sample_to_journal(journal, problems, ScriptedEngine(script), ExactVerifier(), config)
+        assert len(journal.scored_keys()) == 16

@@ -21,7 +21,8 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
-from drift_rollout.engines.opening import EngineOptions, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
+from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
@@ -30,13 +31,13 @@ from drift_rollout.verify import VERIFIERS, Verifier
 from drift_weights.cli import option_words, refuse
 from drift_weights.folder import refuse_existing
 from drift_weights.schema import TRAJECTORIES
-from drift_weights.types import Malformed, Trajectory
+from drift_weights.types import Malformed
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of drift-eval; a user's mistake is one line and exit code 2."""
     try:
-        words = option_words(sys.argv[1:] if args is None else args, flags={"overwrite"})
+        words = engine_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
@@ -122,7 +123,7 @@ def run(
     ):
         task = progress.add_task("dialogues", total=len(found.problems))
 
-        def on_finished(batch: Sequence[Trajectory]) -> None:
+        def on_finished(batch: Sequence[Finished]) -> None:
             nonlocal unscored
             unscored += sum(not trajectory.scored for trajectory in batch)
             progress.advance(task, len(batch))

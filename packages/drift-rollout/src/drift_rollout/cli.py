@@ -1,38 +1,54 @@
-"""drift-rollout sample: the command line; it parses, calls and prints."""
+"""drift-rollout sample | status | export: the command line; it parses, calls and prints."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from argparse import ArgumentError
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drift_rollout.engine import Sampling
-from drift_rollout.engines.opening import EngineOptions, open_engine
-from drift_rollout.problems import ProblemSet, load_problems
+from drift_rollout.engine import EngineError, Sampling
+from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
+from drift_rollout.journal import JournalReader
+from drift_rollout.plan import load_tokenizer, pilot_problems, print_first_prompt, print_notes, print_plan
+from drift_rollout.problems import load_problems
+from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
-from drift_rollout.run import check_run, origin_of, rollout
+from drift_rollout.run import JOURNAL, check_run, fill_journal, origin_of, rollout
+from drift_rollout.run import export as export_folder
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
 from drift_weights.cli import option_words, refuse
-from drift_weights.types import Trajectory
+
+_FLAGS = {"dry_run", "partial", "overwrite"}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    """Entry point: a user's mistake is one line on standard error and exit code 2.
+
+    An engine that died gives exit code 1, an interrupt 130; either way the same command goes on.
+    """
+    words = engine_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
+    commands: dict[str, Any] = {"sample": sample, "status": status, "export": export}
     try:
-        words = option_words(sys.argv[1:] if args is None else args, flags={"dry_run"})
-        auto_cli({"sample": sample}, args=words, as_positional=True, exit_on_error=False)
+        auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
+    except EngineError as error:
+        sys.stderr.write(f"the engine failed: {' '.join(str(error).split())}\nthe same command goes on\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what had finished is in the journal, the same command goes on\n")
+        sys.exit(130)
 
 
 def sample(
@@ -49,8 +65,12 @@ def sample(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     round: int = 0,
+    prefill: str = "",
     revision: str | None = None,
     engine: EngineOptions = EngineOptions(),
+    pilot: int | None = None,
+    price: float | None = None,
+    stand_in: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Sample K correction dialogues a problem from a frozen policy; a killed run goes on where it was.
@@ -68,59 +88,127 @@ def sample(
         sampling: temperature, top_p and tokens a response.
         seed: of the run; every turn derives its own.
         round: rollout round; groups of different rounds never mix.
+        prefill: put into the assistant's mouth at every turn, such as <think>; not part of a response.
         revision: a commit, tag or branch of a Hub id.
         engine: which engine answers, by name or import path, and its settings.
-        dry_run: check the problems, print what would be done, and load no model.
+        pilot: sample so many problems first, print what the whole plan would find, take and cost, and stop.
+        price: of an hour of the machine, in any currency, for the pilot.
+        stand_in: for a dry run, a folder with the tokenizer of a model that is not here.
+        dry_run: check problems and prompts, print what would be done, and load no model.
     """
     console = Console()
     template, judge = choose_template(prompt), VERIFIERS[verifier]
-    config = RolloutConfig(samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round)
+    config = RolloutConfig(
+        samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round, prefill=prefill
+    )
     found = load_problems(
         problems, template, question=question, answer=answer, max_turns=protocol.max_turns
     )
     check_run(found, judge, config, out)
-    _print_plan(console, found, config)
+    print_plan(console, found, config, engine.name)
     if dry_run:
+        tokenizer = load_tokenizer(stand_in or model, None if stand_in else revision)
+        print_first_prompt(console, found.problems[0], tokenizer, config)
         return
-    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, problems)
-    unscored = 0
-    with (
-        closing(open_engine(engine, model, revision=revision)) as opened,
-        _progress(console) as bar,
-    ):
-        task = bar.add_task("sampling", total=samples * len(found.problems))
-
-        def on_finished(batch: Sequence[Trajectory]) -> None:
-            nonlocal unscored
-            unscored += sum(not trajectory.scored for trajectory in batch)
-            bar.advance(task, len(batch))
-
-        folder = rollout(
-            found, opened, judge, config, out, about=about, origin=origin, on_finished=on_finished
-        )
-    if unscored:
+    about: dict[str, Any] = {
+        "about": {"prompt": asdict(template)},
+        "origin": origin_of(model, revision, problems),
+    }
+    with _stopping(), closing(open_engine(engine, model, revision=revision)) as opened:
+        print_notes(console, opened.tokenizer, config)
+        if pilot is not None:
+            chosen = replace(found, problems=pilot_problems(found.problems, pilot))
+            with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
+                fill_journal(chosen, opened, judge, config, out, on_finished=bar.add, **about)
+            _print_pilot(console, out, samples * len(found.problems), bar, price)
+            return
+        with LiveBar(console, samples * len(found.problems)) as bar:
+            folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
+    if bar.unscored:
         console.print(
-            f"{unscored} dialogues ended unscored; run again to sample them anew", highlight=False
+            f"{bar.unscored} dialogues ended unscored; run again to sample them anew", highlight=False
         )
     console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False, soft_wrap=True)
 
 
-def _print_plan(console: Console, found: ProblemSet, config: RolloutConfig) -> None:
-    count = len(found.problems)
-    repeated = f" ({found.repeated} repeated rows are left out)" if found.repeated else ""
-    turns, tokens = config.protocol.max_turns, config.sampling.max_new_tokens
-    console.print(
-        f"{count} problems{repeated} × {config.samples} samples = {count * config.samples} trajectories, "
-        f"at most {turns} turns of {tokens} tokens each",
-        highlight=False,
+def status(out: Path) -> None:
+    """Show how far a rollout is, and what it has found; it may be running.
+
+    Args:
+        out: the folder of a rollout.
+    """
+    with JournalReader(out / JOURNAL) as journal:
+        plan, rows, live = journal.plan, journal.finished(), journal.live
+    if plan is None:
+        raise ValueError(f"{out / JOURNAL} holds nothing yet")
+    total, now = plan.samples * plan.problems, time.time()
+    found = findings(rows, plan.samples)
+    left = max(0, total - found.trajectories)
+    word = "running" if live else "not running" if left else "complete"
+    lines = [
+        ("state", word),
+        ("trajectories", f"{found.trajectories:,} of {total:,} ({found.trajectories / total:.1%})"),
+    ]
+    if live and left:
+        rate = recent_rate(rows, now)
+        seconds = rate.seconds(left)
+        eta = "" if seconds is None else f"; about {duration(seconds)} left"
+        per_minute = f"{60 * rate.trajectories:,.0f} trajectories a minute, {rate.tokens:,.0f} tokens/s"
+        lines.append(("rate", per_minute + eta))
+    print_findings(Console(), found, plan.samples, lines)
+
+
+def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = False) -> None:
+    """Write the complete groups that a rollout has by now as a trajectories folder; it may be running.
+
+    Args:
+        out: the folder of a rollout.
+        folder: the folder to make.
+        partial: take groups, too, of which some trajectories are missing or unscored.
+        overwrite: replace a folder of ours.
+    """
+    done = export_folder(out, folder, partial=partial, overwrite=overwrite)
+    taken = f"{done.incomplete} of them incomplete" if partial else f"{done.incomplete} incomplete left out"
+    sys.stdout.write(
+        f"wrote {done.folder}: {done.trajectories} trajectories in {done.groups} groups, {taken}\n"
     )
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def _print_pilot(console: Console, out: Path, total: int, bar: LiveBar, price: float | None) -> None:
+    """What a pilot found, and what the whole plan would take at its rate."""
+    with JournalReader(out / JOURNAL) as journal:
+        plan, rows = journal.plan, journal.finished()
+    assert plan is not None
+    found = findings(rows, plan.samples)
+    pilot = [("pilot", f"{plan.problems:,} problems, {found.trajectories:,} trajectories")]
+    print_findings(console, found, plan.samples, [*pilot, *_projection(found, total, bar, price)])
+    console.print("next: the same command without --pilot goes on from here", highlight=False)
+
+
+def _projection(
+    found: Findings, total: int, bar: LiveBar, price: float | None
+) -> Iterator[tuple[str, str]]:
+    if not found.trajectories:
+        return
+    tokens = found.tokens * total / found.trajectories
+    yield "whole plan", f"{total:,} trajectories, about {tokens:,.0f} sampled tokens"
+    if not bar.fresh:
+        yield "", "nothing was sampled just now, so its time is unknown"
+        return
+    seconds = bar.seconds * total / bar.fresh
+    cost = "" if price is None else f", {seconds / 3600 * price:,.2f} at {price:g} an hour"
+    yield "", f"about {duration(seconds)} at the pilot's rate{cost}"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: the journal is closed, and the engine, too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

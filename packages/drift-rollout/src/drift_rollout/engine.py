@@ -70,12 +70,17 @@ class Completion:
     error: str | None = None
 
 
+class EngineError(RuntimeError):
+    """An engine that died, or does not do what an engine has to: no request of it will be answered."""
+
+
 class Engine(Protocol):
     """A frozen policy that answers requests, continuously batched.
 
     `poll` blocks until something finished or `timeout` seconds passed. A request that fails is a
-    Completion with its error; an engine that dies raises. A finished request keeps its cache until it
-    is continued or released. Releasing every id that was submitted leaves the engine as good as new.
+    Completion with its error; an engine that dies raises an EngineError. A finished request keeps its
+    cache until it is continued or released. Releasing every id that was submitted leaves the engine as
+    good as new.
     """
 
     @property

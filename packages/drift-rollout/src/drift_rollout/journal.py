@@ -1,61 +1,114 @@
-"""Every finished trajectory is durable: one SQLite file, one writer, full synchronous."""
+"""Every finished trajectory is durable: one SQLite file, one writer, full synchronous.
+
+While a run writes, anybody may look: `JournalReader` sees what is committed.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from drift_weights.types import Trajectory
 
+_KEY = "prompt_id, round, policy, sample"
+_SUMMARY = "scored, solved, length, unique_answers, malformed, tokens, finished"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS run (config TEXT NOT NULL)",
     """
+CREATE TABLE IF NOT EXISTS plan (
+    samples INTEGER NOT NULL, problems INTEGER NOT NULL, manifest TEXT NOT NULL
+)
+""",
+    """
 CREATE TABLE IF NOT EXISTS trajectory (
     prompt_id TEXT NOT NULL, round INTEGER NOT NULL, policy TEXT NOT NULL, sample INTEGER NOT NULL,
-    scored INTEGER NOT NULL, record BLOB NOT NULL,
+    scored INTEGER NOT NULL, solved INTEGER NOT NULL, length INTEGER NOT NULL,
+    unique_answers INTEGER NOT NULL, malformed INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    finished REAL NOT NULL, record BLOB NOT NULL,
     PRIMARY KEY (prompt_id, round, policy, sample)
 ) WITHOUT ROWID
 """,
 )
-_PATIENCE = 0.5
-"""Seconds to wait for somebody who only looks into the file."""
+_INSERT = f"""
+INSERT INTO trajectory ({_KEY}, {_SUMMARY}, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in f"{_SUMMARY}, record".split(", "))}
+WHERE NOT scored
+"""
+_PATIENCE = 60.0
+"""Seconds to wait for somebody who only looks into the file, or, looking, for a commit."""
+
+_PORTION = 256
+"""Trajectories that are read at once."""
 
 
-class Journal:
-    """The durable record of one rollout run; resume by key.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What a status needs of one trajectory, without its text."""
 
-    The file is locked while it is open: one run writes to it. A killed run's lock dies with it.
+    prompt_id: str
+    round: int
+    policy: str
+    sample: int
+    scored: bool
+    solved: bool
+    length: int
+    unique_answers: int
+    """Malformed answers together count as one."""
+    malformed: int
+    """Turns without a readable answer."""
+    tokens: int
+    """Sampled; 0 where the engine gave no ids."""
+    finished: float
+    """When it was committed, in seconds since 1970."""
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """(prompt_id, round, policy, sample), unique everywhere."""
+        return (*self.group, self.sample)
+
+    @property
+    def group(self) -> tuple[str, int, str]:
+        """(prompt_id, round, policy), what its K samples share."""
+        return (self.prompt_id, self.round, self.policy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the last run that wrote here was to sample."""
+
+    samples: int
+    problems: int
+    manifest: dict[str, Any]
+    """What its trajectories folder says of where they are from."""
+
+
+class JournalReader:
+    """A journal to look into, whether or not a run is writing to it.
 
     Args:
-        path: the SQLite file; made if it is not there.
-        config: what must be the same on resume (policy, prompts, sampling, verifier, T, f, seed).
-            K and the problems are not part of it: they may grow.
+        path: the SQLite file.
 
     Raises:
-        ValueError: the file belongs to a run of another configuration (the differences are named),
-            another run is writing to it, or it is no journal. Whatever SQLite refuses later (a full
-            disk) is a ValueError too.
+        FileNotFoundError: there is none.
+        ValueError: it is no journal. Whatever SQLite refuses later is a ValueError too.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} holds no {path.name}; name the folder of a rollout")
+        self._connect(path)
         with self._errors_named():
-            self._db = sqlite3.connect(path, timeout=_PATIENCE)
-        try:
-            with self._errors_named():
-                self._open()
-            self._hold_config(json.loads(json.dumps(config)))
-        except ValueError:
-            self._db.close()
-            raise
+            self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory LIMIT 1")
 
     def __enter__(self) -> Self:
         return self
@@ -68,64 +121,162 @@ class Journal:
     ) -> None:
         self.close()
 
-    def add(self, trajectories: Sequence[Trajectory]) -> None:
-        """Commit finished trajectories in one transaction; an unscored one may be replaced, no other.
+    @property
+    def live(self) -> bool:
+        """Whether a run is writing to it now."""
+        lock = FileLock(_lock_of(self._path))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
-        Raises:
-            ValueError: a key that is scored already.
-        """
-        rows = [(*t.key, int(t.scored), msgspec.msgpack.encode(t)) for t in trajectories]
-        with self._errors_named(), self._db:
-            for row in rows:
-                changed = self._db.execute(
-                    "INSERT INTO trajectory VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "scored = excluded.scored, record = excluded.record WHERE NOT scored",
-                    row,
-                )
-                if changed.rowcount == 0:
-                    raise ValueError(f"trajectory {row[:4]} is in the journal already")
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run was made with."""
+        with self._errors_named():
+            found: dict[str, Any] = json.loads(self._db.execute("SELECT config FROM run").fetchone()[0])
+            return found
+
+    @property
+    def plan(self) -> Plan | None:
+        """How many samples and problems the last run was to have; None before the first."""
+        with self._errors_named():
+            row = self._db.execute("SELECT samples, problems, manifest FROM plan").fetchone()
+        if row is None:
+            return None
+        return Plan(samples=row[0], problems=row[1], manifest=json.loads(row[2]))
 
     def scored_keys(self) -> set[tuple[str, int, str, int]]:
         """Keys that need no further sampling; unscored trajectories are sampled again."""
-        query = "SELECT prompt_id, round, policy, sample FROM trajectory WHERE scored"
         with self._errors_named():
-            return set(self._db.execute(query))
+            return set(self._db.execute(f"SELECT {_KEY} FROM trajectory WHERE scored"))
+
+    def finished(self) -> list[Finished]:
+        """Every trajectory in short, sorted by key."""
+        with self._errors_named():
+            rows = self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory ORDER BY {_KEY}").fetchall()
+        return [_finished(row) for row in rows]
 
     def trajectories(self) -> Iterator[Trajectory]:
-        """Every trajectory, sorted by key, so that an export does not depend on the order of work."""
-        query = "SELECT record FROM trajectory ORDER BY prompt_id, round, policy, sample"
-        with self._errors_named(), closing(self._db.execute(query)) as cursor:
-            for (record,) in cursor:
-                yield msgspec.msgpack.decode(record, type=Trajectory)
+        """Every trajectory, sorted by key, so that an export does not depend on the order of work.
+
+        Read in portions: neither does a live run wait for the reader, nor does memory grow.
+        """
+        query = (
+            f"SELECT record FROM trajectory WHERE ({_KEY}) > (?, ?, ?, ?) ORDER BY {_KEY} LIMIT {_PORTION}"
+        )
+        last: tuple[str, int, str, int] = ("", -1, "", -1)
+        while True:
+            with self._errors_named():
+                records = self._db.execute(query, last).fetchall()
+            for (record,) in records:
+                trajectory = msgspec.msgpack.decode(record, type=Trajectory)
+                last = trajectory.key
+                yield trajectory
+            if len(records) < _PORTION:
+                return
 
     def close(self) -> None:
-        """Close the file, and so give it free."""
+        """Close the file."""
         self._db.close()
 
-    def _open(self) -> None:
-        # The rollback journal, not WAL: WAL loses its locks on network disks.
-        self._db.execute("PRAGMA journal_mode=DELETE")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("BEGIN EXCLUSIVE")
-        # Only now: an opener that comes second keeps no lock that could stop the first.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        for statement in _SCHEMA:
-            self._db.execute(statement)
-        self._db.commit()
+    def _connect(self, path: Path) -> None:
+        self._path = path
+        with self._errors_named():
+            self._db = sqlite3.connect(path, timeout=_PATIENCE)
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            # Errors of the Python module itself have no code of SQLite's.
-            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-                raise ValueError(
-                    f"another run is writing to {self._path}; wait for it, or choose another output"
-                ) from error
             raise ValueError(
-                f"{self._path}: {error}; is it a journal of ours, on a disk with room?"
+                f"{self._path}: {error}; is it a journal of ours, on a disk with room that can be written?"
             ) from error
+
+
+class Journal(JournalReader):
+    """The durable record of one rollout run; resume by key.
+
+    One run writes to it: a lock beside the file says so, and dies with its process.
+
+    Args:
+        path: the SQLite file; made if it is not there.
+        config: what must be the same on resume (policy, prompts, sampling, verifier, T, f, seed).
+            K and the problems are not part of it: they may grow.
+        clock: seconds since 1970.
+
+    Raises:
+        ValueError: the file belongs to a run of another configuration (the differences are named),
+            another run is writing to it, or it is no journal. Whatever SQLite refuses later (a full
+            disk) is a ValueError too.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(_lock_of(path))
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"another run is writing to {path}; wait for it, or choose another output"
+            ) from error
+        self._clock = clock
+        try:
+            self._connect(path)
+            self._open(json.loads(json.dumps(config)))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def add(self, trajectories: Sequence[Trajectory]) -> list[Finished]:
+        """Commit finished trajectories in one transaction; an unscored one may be replaced, no other.
+
+        Returns:
+            Each in short.
+
+        Raises:
+            ValueError: a key that is scored already.
+        """
+        now = self._clock()
+        rows = [_row(trajectory, now) for trajectory in trajectories]
+        with self._errors_named(), self._db:
+            for row in rows:
+                if self._db.execute(_INSERT, row).rowcount == 0:
+                    raise ValueError(f"trajectory {row[:4]} is in the journal already")
+        return [_finished(row[:-1]) for row in rows]
+
+    def begin(self, plan: Plan) -> None:
+        """Note what this run is to sample."""
+        with self._errors_named(), self._db:
+            self._db.execute("DELETE FROM plan")
+            values = (plan.samples, plan.problems, json.dumps(plan.manifest))
+            self._db.execute("INSERT INTO plan VALUES (?, ?, ?)", values)
+
+    def close(self) -> None:
+        """Close the file, and so give it free."""
+        super().close()
+        self._lock.release()
+
+    def _open(self, config: dict[str, Any]) -> None:
+        try:
+            with self._errors_named():
+                # The rollback journal, not WAL: WAL loses its locks on network disks.
+                self._db.execute("PRAGMA journal_mode=DELETE")
+                self._db.execute("PRAGMA synchronous=FULL")
+                with self._db:
+                    for statement in _SCHEMA:
+                        self._db.execute(statement)
+                self._db.execute(f"SELECT {_SUMMARY} FROM trajectory LIMIT 1")
+            self._hold_config(config)
+        except ValueError:
+            self._db.close()
+            raise
 
     def _hold_config(self, config: dict[str, Any]) -> None:
         with self._errors_named():
@@ -145,3 +296,26 @@ class Journal:
                 f"{self._path} belongs to a run with another configuration; resume with the same one or "
                 "choose another output:\n  " + "\n  ".join(different)
             )
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _finished(row: tuple[Any, ...]) -> Finished:
+    values: dict[str, Any] = dict(zip(f"{_KEY}, {_SUMMARY}".split(", "), row, strict=True))
+    return Finished(**values | {"scored": bool(values["scored"]), "solved": bool(values["solved"])})
+
+
+def _row(trajectory: Trajectory, now: float) -> tuple[Any, ...]:
+    return (
+        *trajectory.key,
+        int(trajectory.scored),
+        int(trajectory.solved),
+        trajectory.length,
+        trajectory.unique_answers(),
+        sum(turn.verdict == "malformed" for turn in trajectory.turns),
+        sum(end - start for start, end in trajectory.response_spans or ()),
+        now,
+        msgspec.msgpack.encode(trajectory),
+    )

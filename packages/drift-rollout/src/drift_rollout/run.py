@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from drift_rollout.engine import Engine
-from drift_rollout.journal import Journal
+from drift_rollout.journal import Finished, Journal, JournalReader, Plan
 from drift_rollout.problems import ProblemSet, check_targets
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
 from drift_rollout.verify import Verifier
-from drift_weights.folder import file_sha256, is_folder, write_folder
+from drift_weights.folder import FolderWriter, file_sha256, is_folder
 from drift_weights.manifest import read_manifest
 from drift_weights.schema import to_table
 from drift_weights.types import Trajectory
 
 JOURNAL = "journal.sqlite"
+TRAJECTORIES = "trajectories"
+_ROWS = 512
+"""Trajectories that are in memory at once while a folder is written."""
 
 
 def rollout(
@@ -31,7 +36,7 @@ def rollout(
     *,
     about: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
-    on_finished: Callable[[Sequence[Trajectory]], None] = lambda batch: None,
+    on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
 ) -> Path:
     """Sample what is missing into OUT/journal.sqlite, then write OUT/trajectories with its manifest.
 
@@ -48,8 +53,32 @@ def rollout(
     Raises:
         ValueError: what `check_run` and `sample` refuse, OUT belongs to a run of another
             configuration, or another run is writing to it.
+        EngineError: the engine died; what had finished is in the journal.
     """
     check_run(problems, verifier, config, out)
+    fill_journal(
+        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
+    )
+    wanted = {problem.prompt_id for problem in problems.problems}
+    with JournalReader(out / JOURNAL) as journal:
+        plan = journal.plan
+        assert plan is not None
+        kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
+        return write_trajectories(out / TRAJECTORIES, kept, plan.manifest)
+
+
+def fill_journal(
+    problems: ProblemSet,
+    engine: Engine,
+    verifier: Verifier,
+    config: RolloutConfig,
+    out: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
+) -> None:
+    """The sampling of `rollout`, without the folder; arguments and errors as there."""
     fixed = {
         "policy": engine.policy,
         "verifier": verifier.name,
@@ -58,22 +87,86 @@ def rollout(
         "sampling": asdict(config.sampling),
         "seed": config.seed,
         "round": config.round,
+        "prefill": config.prefill,
         **(about or {}),
     }
-    wanted = {problem.prompt_id for problem in problems.problems}
-    with Journal(out / JOURNAL, fixed) as journal:
-        stored = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
-        on_finished([t for t in stored if t.scored])
-        sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
-        kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
-        table = to_table(kept)
-    manifest = {
+    manifest: dict[str, Any] = {
         "rollout": {**fixed, "samples": config.samples},
         "problems": {"count": len(problems.problems), "repeated": problems.repeated},
     }
     if origin:
         manifest["origin"] = dict(origin)
-    return write_folder(out / "trajectories", table, "trajectories", manifest, overwrite=True)
+    wanted = {problem.prompt_id for problem in problems.problems}
+    with Journal(out / JOURNAL, fixed) as journal:
+        journal.begin(Plan(samples=config.samples, problems=len(wanted), manifest=manifest))
+        on_finished(
+            [
+                row
+                for row in journal.finished()
+                if row.scored and row.prompt_id in wanted and row.sample < config.samples
+            ]
+        )
+        sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What an export wrote, and what it left out."""
+
+    folder: Path
+    groups: int
+    trajectories: int
+    incomplete: int
+    """Groups that were left out, or that are in the folder because it was told to take them."""
+
+
+def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = False) -> Exported:
+    """Write what a journal holds by now, whole or not at all; a run may be writing to it.
+
+    A group is complete when all K of its trajectories are scored.
+
+    Args:
+        out: the folder of a rollout.
+        folder: what to write.
+        partial: incomplete groups, too, with what they have.
+        overwrite: replace a folder of ours.
+
+    Raises:
+        FileNotFoundError: no journal in OUT.
+        ValueError: nothing to write yet.
+        FileExistsError: the folder holds something.
+    """
+    with JournalReader(out / JOURNAL) as journal:
+        plan = journal.plan
+        if plan is None:
+            raise ValueError(f"{out / JOURNAL} holds nothing yet")
+        rows = [row for row in journal.finished() if row.sample < plan.samples]
+        scored = Counter(row.group for row in rows if row.scored)
+        complete = {group for group, count in scored.items() if count == plan.samples}
+        groups = {row.group for row in rows} if partial else complete
+        keys = {row.key for row in rows if row.group in groups}
+        if not keys:
+            raise ValueError(
+                f"{out / JOURNAL}: none of {len({row.group for row in rows})} groups is complete yet (K = "
+                f"{plan.samples}); wait, or take what is there with --partial"
+            )
+        # What came in since then is of the next export.
+        kept = (trajectory for trajectory in journal.trajectories() if trajectory.key in keys)
+        write_trajectories(folder, kept, plan.manifest, overwrite=overwrite)
+    incomplete = len({row.group for row in rows} - complete)
+    return Exported(folder=folder, groups=len(groups), trajectories=len(keys), incomplete=incomplete)
+
+
+def write_trajectories(
+    folder: Path, trajectories: Iterable[Trajectory], manifest: Mapping[str, Any], *, overwrite: bool = True
+) -> Path:
+    """Write trajectories as a folder that appears whole or not at all, a few at a time."""
+    with FolderWriter(folder, TRAJECTORIES, overwrite=overwrite) as writer:
+        left = iter(trajectories)
+        while batch := list(islice(left, _ROWS)):
+            writer.write(to_table(batch))
+        writer.finish(manifest)
+    return folder
 
 
 def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, out: Path) -> None:
@@ -84,7 +177,7 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
             lose something: trajectories of no journal, of other problems, or of a larger K.
     """
     check_targets(problems.problems, verifier)
-    folder = out / "trajectories"
+    folder = out / TRAJECTORIES
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not is_folder(folder) or not (out / JOURNAL).is_file():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from drift_rollout.engine import Completion, Engine, Request, Sampling, turn_seed
-from drift_rollout.journal import Journal
+from drift_rollout.engine import Completion, Engine, EngineError, Request, Sampling, turn_seed
+from drift_rollout.journal import Finished, Journal
 from drift_rollout.problems import Problem, check_targets
 from drift_rollout.protocol import Dialogue, Protocol, advance, end_for_context
 from drift_rollout.rendering import ChatRenderer
@@ -17,6 +18,12 @@ from drift_weights.fingerprint import tokenizer_fingerprint
 from drift_weights.types import Trajectory, Turn
 
 Key = tuple[str, int, str, int]
+_SLICE = 0.02
+"""Seconds that the engine is waited for while verdicts are outstanding."""
+_BACKLOG = 4
+"""Dialogues under way, as a multiple of the engine's concurrency, at which no new ones are begun."""
+_ERRORS = 100
+"""Dialogues in a row that end unscored, after which a run stops: something is broken for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +41,8 @@ class RolloutConfig:
     """Of the run; each turn derives its own from it."""
     round: int = 0
     """Rollout round; groups of different rounds never mix."""
+    prefill: str = ""
+    """Put into the assistant's mouth at every turn, such as `<think>`; not part of a response."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -64,9 +73,10 @@ def sample(
     """Sample K correction dialogues a problem and yield each as it finishes (Alg. 1, lines 2-4).
 
     A trajectory's next turn is submitted as soon as its verdict is in; no turn waits for another
-    trajectory. All K first turns of a problem are submitted together, so that the engine can share
-    their prefill. All problems are checked before the first request. A generator that is closed early,
-    or that fails, cancels its requests, so that the engine can be used again.
+    trajectory, and the engine never waits for a verdict. All K first turns of a problem are submitted
+    together, so that the engine can share their prefill. All problems are checked before the first
+    request. A generator that is closed early, or that fails, cancels its requests, so that the engine
+    can be used again.
 
     Args:
         problems: with unique prompt_ids and a target each.
@@ -78,7 +88,8 @@ def sample(
     Raises:
         ValueError: a problem without target or with one that the verifier refuses, one that appears
             twice, or a prompt that leaves the engine no room for a response.
-        RuntimeError: the engine went idle with requests unanswered.
+        EngineError: the engine went idle with requests unanswered, or a hundred dialogues in a row ended
+            with an error.
     """
     with closing(
         sample_batches(problems, engine, verifier, config or RolloutConfig(), done=done)
@@ -94,7 +105,7 @@ def sample_to_journal(
     verifier: Verifier,
     config: RolloutConfig,
     *,
-    on_finished: Callable[[Sequence[Trajectory]], None] = lambda batch: None,
+    on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
 ) -> None:
     """Like `sample`, with every finished trajectory committed before the next ones are asked for.
 
@@ -103,8 +114,7 @@ def sample_to_journal(
     done = journal.scored_keys()
     with closing(sample_batches(problems, engine, verifier, config, done=done)) as batches:
         for batch in batches:
-            journal.add(batch)
-            on_finished(batch)
+            on_finished(journal.add(batch))
 
 
 def sample_batches(
@@ -123,13 +133,15 @@ def sample_batches(
     loop.check_prompts(problem for problem, _ in pending)
     try:
         while pending or loop.running:
-            while pending and len(loop.running) < engine.concurrency:
+            while pending and loop.has_room():
                 loop.start(*pending.popleft())
             finished = loop.step()
             if finished:
                 yield finished
+            # What is finished is safe before anything new can fail.
+            loop.go_on()
     finally:
-        loop.release_all()
+        loop.close()
 
 
 def _groups(
@@ -146,8 +158,19 @@ def _groups(
             yield problem, missing
 
 
+def _renderer(engine: Engine, prefill: str) -> ChatRenderer | None:
+    if engine.tokenizer is not None:
+        return ChatRenderer(engine.tokenizer, prefill)
+    if prefill:
+        raise ValueError("a prefill needs an engine with a tokenizer; this one takes messages")
+    return None
+
+
 class _Loop:
-    """The dialogues in flight; each request id belongs to exactly one of them."""
+    """The dialogues in flight; each request id belongs to exactly one of them.
+
+    A request is asked of the engine, then its completion is judged: at once, or by a thread.
+    """
 
     def __init__(self, engine: Engine, verifier: Verifier, config: RolloutConfig) -> None:
         self.running: dict[str, _Run] = {}
@@ -156,8 +179,15 @@ class _Loop:
         self._engine = engine
         self._verifier = verifier
         self._config = config
-        self._renderer = None if engine.tokenizer is None else ChatRenderer(engine.tokenizer)
+        self._renderer = _renderer(engine, config.prefill)
         self._tokenizer = None if engine.tokenizer is None else tokenizer_fingerprint(engine.tokenizer)
+        threads = getattr(verifier, "concurrency", 0)
+        self._threads = ThreadPoolExecutor(threads, "verify") if threads else None
+        self._judging: dict[Future[Verified], Completion] = {}
+        self._following: list[Request] = []
+        self._errors = 0
+        """Dialogues in a row that ended with one."""
+        self._error = ""
 
     def check_prompts(self, problems: Iterable[Problem]) -> None:
         """Refuse first prompts that leave the engine no room for a response."""
@@ -179,33 +209,83 @@ class _Loop:
         runs = [_Run(problem=problem, sample=k, dialogue=dialogue, token_ids=ids) for k in samples]
         self._submit([self._request(run) for run in runs])
 
+    def has_room(self) -> bool:
+        """Whether the engine could do with another group."""
+        asked = len(self.running) - len(self._judging)
+        most = self._engine.concurrency
+        return asked < most and len(self.running) < _BACKLOG * most
+
     def step(self) -> list[Trajectory]:
-        """Take in what the engine finished, submit next turns, and return the finished trajectories."""
-        finished, following = [], []
-        completions = self._engine.poll()
-        if not completions:
-            raise RuntimeError(
-                f"the engine returned nothing while {len(self.running)} requests are pending; poll() "
-                "without a timeout must block until one of them has finished"
-            )
-        for completion in completions:
+        """Take in completions and verdicts, and return the trajectories that they finished."""
+        finished = []
+        for completion, judged in self._verdicts(self._completions()):
             run = self.running.pop(completion.id)
-            self._take(run, completion)
+            self._take(run, completion, judged)
             if run.dialogue.ended is None:
-                following.append(self._request(run))
+                self._following.append(self._request(run))
             else:
                 self._engine.release(completion.id)
                 self._held.discard(completion.id)
                 finished.append(self._trajectory(run))
-        if following:
-            self._submit(following)
+                self._count_errors(run, completion)
         return finished
 
-    def release_all(self) -> None:
+    def go_on(self) -> None:
+        """Submit the next turns of the dialogues that go on.
+
+        Raises:
+            EngineError: too many dialogues in a row ended with an error.
+        """
+        if self._errors >= _ERRORS:
+            raise EngineError(
+                f"{self._errors} dialogues in a row ended with an error, the last one: {self._error}; what "
+                "is in the journal stays; mend this and run again"
+            )
+        following, self._following = self._following, []
+        if following:
+            self._submit(following)
+
+    def close(self) -> None:
         """Cancel what is under way and free what is kept for continuations; the loop is over."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         for request_id in self._held:
             self._engine.release(request_id)
         self._held.clear()
+
+    def _completions(self) -> list[Completion]:
+        """What the engine finished; the wait is short while a verdict may come in."""
+        asked = len(self.running) - len(self._judging)
+        if not asked:
+            wait(self._judging, return_when=FIRST_COMPLETED)
+            return []
+        completions = self._engine.poll(_SLICE if self._judging else None)
+        if not completions and not self._judging:
+            raise EngineError(
+                f"the engine returned nothing while {asked} requests are pending; poll() "
+                "without a timeout must block until one of them has finished"
+            )
+        return completions
+
+    def _verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, Verified]]:
+        """Completions whose verdict is in: new ones that are judged at once, and older ones."""
+        for completion in completions:
+            target = self.running[completion.id].problem.target or ""
+            said = completion.text if self._renderer is None else self._renderer.opened + completion.text
+            if completion.error is not None:
+                yield completion, Verified(answer=None, verdict="error")
+            elif self._threads is None:
+                yield completion, self._verifier.verify(said, target)
+            else:
+                future = self._threads.submit(self._verifier.verify, said, target)
+                self._judging[future] = completion
+        for future in [future for future in self._judging if future.done()]:
+            yield self._judging.pop(future), future.result()
+
+    def _count_errors(self, run: _Run, completion: Completion) -> None:
+        self._errors = self._errors + 1 if run.dialogue.ended == "error" else 0
+        verdict = f"{self._verifier.name} gave the verdict {run.dialogue.turns[-1].verdict}"
+        self._error = completion.error or verdict
 
     def _submit(self, requests: Sequence[Request]) -> None:
         # Noted first: what of a call that raises did reach the engine, nobody can say.
@@ -228,11 +308,7 @@ class _Loop:
         self.running[request.id] = run
         return request
 
-    def _take(self, run: _Run, completion: Completion) -> None:
-        if completion.error is not None:
-            judged = Verified(answer=None, verdict="error")
-        else:
-            judged = self._verifier.verify(completion.text, run.problem.target or "")
+    def _take(self, run: _Run, completion: Completion, judged: Verified) -> None:
         turn = Turn(
             response=completion.text,
             answer=judged.answer,

@@ -26,6 +26,9 @@ class Verifier(Protocol):
 
     Every target is checked before the first response is sampled, so that a gold answer that nothing
     can match does not come to light in the middle of a run.
+
+    One that takes its time may have a `concurrency`, an int ≥ 1: then so many threads call `verify` at
+    once while the engine goes on. Without it the loop calls `verify` itself, in its own thread.
     """
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,6 +51,11 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install drift-rollout[{options.name}]") from error
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
+
+
+def engine_words(words: Sequence[str]) -> list[str]:
+    """Let `--engine NAME` stand for `--engine.name NAME` on a command line."""
+    return [re.sub(r"^--engine(?==|$)", "--engine.name", word) for word in words]
 
 
 def _own(path: str) -> Any:

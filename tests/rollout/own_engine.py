@@ -1,0 +1,43 @@
+"""Engines of a user's own, by import path: `--engine rollout.own_engine.Guessing`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from drift_rollout.engine import Completion, EngineError, Request, ScriptedEngine
+
+
+class Guessing(ScriptedEngine):
+    """Answers the digit that its seed gives; deterministic, without a model.
+
+    Args:
+        digits: answers are 0 … digits − 1.
+        die_at: the request at which it dies; 0 for never.
+        wait: seconds a request takes.
+    """
+
+    def __init__(
+        self, model: str, *, revision: str | None, digits: int = 3, die_at: int = 0, wait: float = 0.0
+    ) -> None:
+        self._asked = 0
+
+        def script(request: Request) -> Completion:
+            self._asked += 1
+            if self._asked == die_at:
+                raise EngineError(f"died at request {die_at}")
+            time.sleep(wait)
+            return Completion(id=request.id, text=f"<answer> {request.seed % digits} </answer>")
+
+        super().__init__(script, policy=model, concurrency=8, batch=3)
+
+
+def guessing(**options: Any) -> list[str]:
+    """The words that choose it."""
+    own = [f"--engine.own.{name}={value}" for name, value in options.items()]
+    return ["--engine", "rollout.own_engine.Guessing", *own]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+"""In which a process of its own finds it."""
