@@ -77,7 +77,7 @@ class FakeVLLM:
     aborted: int = 0
     shut: int = 0
     dead: bool = False
-    refuses: str | None = None
+    refuses: Exception | None = None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeVLLM:
         """Put the fake modules where imports find them."""
@@ -105,7 +105,7 @@ class FakeVLLM:
 
     def _start(self, arguments: AsyncEngineArgs) -> _Engine:
         if self.refuses:
-            raise RefusedError(self.refuses)
+            raise self.refuses
         self.started.append(arguments)
         return _Engine(self, arguments)
 

@@ -205,7 +205,7 @@ def test_an_adapter_answers_as_its_merged_model_under_a_name_of_its_own(
 def test_a_dead_engine_raises(found: dict[str, Any]) -> None:
     death = found["death"]
     for kind, message in (death["polled"], death["submitted"]):
-        assert kind == "RuntimeError"
+        assert kind == "EngineError"
         assert "engine died" in message
     assert death["seconds"] < 60
 

@@ -15,7 +15,7 @@ import pytest
 
 from drift_rollout import ExactVerifier, PromptTemplate, Protocol, RolloutConfig, make_problem, sample
 from drift_rollout.cli import main
-from drift_rollout.engine import Request, Sampling
+from drift_rollout.engine import EngineError, Request, Sampling
 from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.engines.options import VLLMOptions
 from drift_rollout.engines.transformers import TransformersEngine
@@ -174,7 +174,7 @@ def test_what_fails_the_engine_raises(opened: Opened, fake: FakeVLLM, error: Exc
     fake.answer = lambda ids: error
     engine = opened()
     engine.submit([ask("a")])
-    with pytest.raises(RuntimeError, match="engine died") as raised:
+    with pytest.raises(EngineError, match="engine died") as raised:
         engine.poll()
     assert raised.value.__cause__ is error
 
@@ -186,9 +186,9 @@ def test_a_death_that_nobody_reports_is_found(opened: Opened, fake: FakeVLLM) ->
     engine.submit([ask("a")])
     assert engine.poll(timeout=0.01) == []
     fake.dead = True
-    with pytest.raises(RuntimeError, match="engine died"):
+    with pytest.raises(EngineError, match="engine died"):
         engine.poll()
-    with pytest.raises(RuntimeError, match="engine died"):
+    with pytest.raises(EngineError, match="engine died"):
         engine.submit([ask("b")])
     engine.release("a")
 
@@ -329,9 +329,16 @@ def test_a_rank_beyond_vllms_is_refused(opened: Opened, tmp_path: Path) -> None:
         opened(adapter=str(adapter(tmp_path / "adapter", r=1024)))
 
 
-def test_what_vllm_refuses_at_the_start_is_a_users_mistake(opened: Opened, fake: FakeVLLM) -> None:
-    fake.refuses = "not enough memory"
-    with pytest.raises(ValueError, match="not enough memory"):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(RefusedError("no such dtype"), ValueError), (RuntimeError("no memory"), EngineError)],
+)
+def test_an_engine_that_does_not_start_says_why(
+    opened: Opened, fake: FakeVLLM, error: Exception, kind: type[Exception]
+) -> None:
+    """What vLLM refuses is the user's mistake; what befalls it is not."""
+    fake.refuses = error
+    with pytest.raises(kind, match=str(error)):
         opened()
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from threading import Thread
 from typing import Any
 
-from drift_rollout.engine import Completion, Request
+from drift_rollout.engine import Completion, EngineError, Request
 from drift_rollout.engines import vllm_arguments
 from drift_rollout.engines.options import VLLMOptions
 from drift_weights.names import check_model
@@ -54,7 +54,7 @@ class VLLMEngine:
         ValueError: vLLM is not installed, options or a model that it refuses, or a folder without
             weights or without the adapter that it should hold.
         FileNotFoundError: a model that is neither a folder nor a Hub id.
-        RuntimeError: the engine did not start.
+        EngineError: the engine did not start.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class VLLMEngine:
         Raises:
             ValueError: an id in use, no token_ids, ids outside the vocabulary, or a continuation of a
                 request that has not finished; nothing is queued then.
-            RuntimeError: the engine died.
+            EngineError: the engine died.
         """
         self._check(requests)
         self._check_alive()
@@ -109,7 +109,7 @@ class VLLMEngine:
         """What finished since the last call; blocks until something does. Empty if nothing is queued.
 
         Raises:
-            RuntimeError: the engine died.
+            EngineError: the engine died.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         completions: list[Completion] = []
@@ -278,7 +278,7 @@ def _failed(request: Request, error: str) -> Completion:
     return Completion(id=request.id, text="", token_ids=(), logprobs=(), finish_reason="error", error=error)
 
 
-def _dead() -> RuntimeError:
-    return RuntimeError(
+def _dead() -> EngineError:
+    return EngineError(
         "vLLM's engine died; its own lines above say why. Start another one: a run goes on from its journal"
     )

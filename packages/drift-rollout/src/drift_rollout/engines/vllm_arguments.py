@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from drift_rollout.engine import Request
+from drift_rollout.engine import EngineError, Request
 from drift_rollout.engines.adapter import adapter_policy, adapter_rank
 from drift_rollout.engines.options import VLLMOptions
 from drift_weights.fingerprint import folder_weights, policy_fingerprint
@@ -28,7 +28,7 @@ def start(model: str, revision: str | None, options: VLLMOptions) -> tuple[Any, 
 
     Raises:
         ValueError: vLLM is not installed, or it refuses the options or the model.
-        RuntimeError: the processes did not start.
+        EngineError: the processes did not start.
     """
     try:
         from vllm import AsyncEngineArgs, AsyncLLMEngine
@@ -42,6 +42,8 @@ def start(model: str, revision: str | None, options: VLLMOptions) -> tuple[Any, 
         return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments)), commit
     except VLLMError as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        raise EngineError(f"vLLM did not start; its own lines above say why ({error})") from error
 
 
 def engine_arguments(
