@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from vllm_environment import interpreter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("laws", deadline=None, max_examples=60)
 settings.load_profile("laws")
+
+
+@pytest.fixture(scope="session")
+def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that has vLLM, for the tests of the marker `vllm`."""
+    return interpreter(tmp_path_factory.mktemp("vllm"))

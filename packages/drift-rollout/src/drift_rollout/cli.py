@@ -16,11 +16,10 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from drift_rollout.engine import EngineError, Sampling
-from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_words, load_tokenizer, open_engine
 from drift_rollout.journal import JournalReader
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
-    load_tokenizer,
     pilot_problems,
     print_first_prompt,
     print_golds,

@@ -11,7 +11,6 @@ from drift_rollout.problems import Problem, ProblemSet, golds_that_fail
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import Verifier
-from drift_weights.names import check_model
 
 _SHOWN = 48
 """Tokens of the first prompt that a dry run shows."""
@@ -69,26 +68,6 @@ def print_notes(console: Console, tokenizer: Any, config: RolloutConfig) -> None
             "but whoever renders the dialogue anew shows the policy another history",
             highlight=False,
         )
-
-
-def load_tokenizer(name: str, revision: str | None) -> Any:
-    """A model's tokenizer, for a run that loads no model.
-
-    Raises:
-        ValueError: transformers is not installed.
-        OSError: it is not there; a stand-in may be named.
-    """
-    try:
-        from transformers import AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}; install drift-rollout[transformers]") from error
-    try:
-        return AutoTokenizer.from_pretrained(check_model(name), revision=revision)
-    except OSError as error:
-        raise OSError(
-            f"{error} A dry run needs the model's tokenizer alone: a folder that holds it does, by "
-            "--stand_in"
-        ) from error
 
 
 def pilot_problems(problems: Sequence[Problem], count: int) -> tuple[Problem, ...]:

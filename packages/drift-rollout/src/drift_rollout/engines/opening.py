@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from drift_rollout.engine import Engine
-from drift_rollout.engines.options import OpenAIOptions, TransformersOptions
+from drift_rollout.engines.options import OpenAIOptions, TransformersOptions, VLLMOptions
+from drift_weights.names import check_model
 
 
 # No slots: jsonargparse reads the fields of a default from its __dict__.
@@ -18,8 +19,9 @@ class EngineOptions:
     """Which engine answers, and its settings; those of the others are ignored."""
 
     name: str = "transformers"
-    """transformers, openai, or an engine of your own by import path (`package.module.Class`)."""
+    """transformers, vllm, openai, or an engine of your own by import path (`package.module.Class`)."""
     transformers: TransformersOptions = field(default_factory=TransformersOptions)
+    vllm: VLLMOptions = field(default_factory=VLLMOptions)
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of an engine by import path; `model` and `revision` come first."""
@@ -55,9 +57,35 @@ def _transformers(options: EngineOptions, model: str, revision: str | None) -> E
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
 
 
+def load_tokenizer(name: str, revision: str | None) -> Any:
+    """A model's tokenizer, for a run that loads no model.
+
+    Raises:
+        ValueError: transformers is not installed.
+        OSError: it is not there; a stand-in may be named.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; install drift-rollout[transformers]") from error
+    try:
+        return AutoTokenizer.from_pretrained(check_model(name), revision=revision)
+    except OSError as error:
+        raise OSError(
+            f"{error} A dry run needs the model's tokenizer alone: a folder that holds it does, by "
+            "--stand_in"
+        ) from error
+
+
 def engine_words(words: Sequence[str]) -> list[str]:
     """Let `--engine NAME` stand for `--engine.name NAME` on a command line."""
     return [re.sub(r"^--engine(?==|$)", "--engine.name", word) for word in words]
+
+
+def _vllm(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    from drift_rollout.engines.vllm import VLLMEngine
+
+    return VLLMEngine(model, revision=revision, options=options.vllm)
 
 
 def _openai(options: EngineOptions, model: str, revision: str | None) -> Engine:
@@ -68,6 +96,7 @@ def _openai(options: EngineOptions, model: str, revision: str | None) -> Engine:
 
 ENGINES: dict[str, Callable[[EngineOptions, str, str | None], Engine]] = {
     "transformers": _transformers,
+    "vllm": _vllm,
     "openai": _openai,
 }
 
