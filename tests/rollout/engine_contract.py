@@ -44,7 +44,7 @@ class Subject:
     tolerance: float = 1e-4
     """Of the log-probabilities."""
     agreement: float = 1.0
-    """Share of the responses that must not change with their company; below 1 where rounding may tip one."""
+    """Share of the responses that must not change with their company: below 1 where rounding tips some."""
     patience: float = 10.0
     """Seconds that a poll with a short timeout may take on a busy machine."""
     too_long: str | None = None

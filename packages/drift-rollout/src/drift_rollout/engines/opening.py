@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from drift_rollout.engine import Engine
-from drift_rollout.engines.options import TransformersOptions
+from drift_rollout.engines.options import RayOptions, TransformersOptions
 
 ENGINES = ("transformers",)
 
@@ -22,6 +23,8 @@ class EngineOptions:
     transformers: TransformersOptions = field(default_factory=TransformersOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of an engine by import path; `model` and `revision` come first."""
+    ray: RayOptions = field(default_factory=RayOptions)
+    """With actors: the engine is opened in each of them, here or on other machines."""
 
 
 def open_engine(options: EngineOptions, model: str, *, revision: str | None = None) -> Engine:
@@ -36,6 +39,8 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
         ValueError: no engine of that name, an extra that is not installed (the message says how to get
             it), or what the engine refuses.
     """
+    if options.ray.actors:
+        return _on_ray(options, model, revision)
     if options.name not in ENGINES:
         engine: Engine = _own(options.name)(model, revision=revision, **options.own)
         return engine
@@ -45,6 +50,17 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install drift-rollout[{options.name}]") from error
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
+
+
+def _on_ray(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    from drift_rollout.engines.ray import RayEngine, import_ray
+
+    try:
+        import_ray(options.ray.address)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; install drift-rollout[ray]") from error
+    alone = replace(options, ray=RayOptions())
+    return RayEngine(partial(open_engine, alone, model, revision=revision), options.ray)
 
 
 def _own(path: str) -> Any:
