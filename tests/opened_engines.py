@@ -83,8 +83,8 @@ def gated(model: str, *, revision: str | None = None, folder: str) -> ScriptedEn
     try:
         (Path(folder) / "first").touch(exist_ok=False)
     except FileExistsError:
-        return ScriptedEngine(guess, concurrency=4)
-    engine = _Gated(guess, concurrency=4)
+        return ScriptedEngine(guess)
+    engine = _Gated(guess)
     engine.gate = Path(folder) / "open"
     return engine
 

@@ -39,22 +39,22 @@ class _Seat:
     commands: Iterator[int] = field(default_factory=count)
 
     @property
-    def load(self) -> float:
-        """Requests to those that are worth having; 1 is full."""
-        return len(self.pending) / (self.facts.concurrency if self.facts else 1)
+    def concurrency(self) -> int:
+        """Requests that are worth having here."""
+        return self.facts.concurrency if self.facts else 1
 
     @property
-    def room(self) -> int:
-        """Further requests that are worth having."""
-        return (self.facts.concurrency if self.facts else 1) - len(self.pending)
+    def load(self) -> float:
+        """Requests that it has to those that are worth having; 1 is full."""
+        return len(self.pending) / self.concurrency
 
 
 class RayEngine:
     """Spreads requests over engines in Ray actors.
 
-    A continuation goes where its cache is. Requests with equal prompts that are submitted together go
-    to one actor, whose engine can share their prefill, as far as it has room for them; else to the one
-    with the least load. Each actor works on by itself; a slow one holds up nobody else.
+    A continuation goes where its cache is, anything else to the actor with the least load. Requests
+    with equal prompts that are submitted together stay together, so that their prefill can be shared,
+    up to half of what an engine works on. Each actor works on by itself; a slow one holds up nobody.
 
     When an actor dies, or its engine raises, a new one takes its place and its unfinished requests,
     from their beginning; what the others do goes on meanwhile. Only caches and time are lost.
@@ -212,10 +212,11 @@ class RayEngine:
             self._listen(left, waiting)
 
     def _choose(self, size: int) -> tuple[_Seat, int]:
-        """Where requests with one prompt go, and how many of them at once."""
-        roomy = [seat for seat in self._seats if seat.open and seat.room > 0]
-        seat = min(roomy or self._seats, key=lambda seat: (not seat.open, seat.load))
-        return seat, min(size, seat.room) if roomy else size
+        """Where requests with one prompt go, and how many: half of what an engine works on, at most."""
+        # Whoever is still opening gets what the others have no room for.
+        able = [seat for seat in self._seats if seat.open and seat.load < 1] or self._seats
+        seat = min(able, key=lambda seat: seat.load)
+        return seat, min(size, max(seat.concurrency // 2, 1))
 
     def _assign(self, seat: _Seat, request: Request, *, continues: str | None = None) -> Request:
         """Note who has it; the name there is new each time, or a stale completion could be taken for it."""
