@@ -110,8 +110,8 @@ def failing(model: str, *, revision: str | None = None) -> ScriptedEngine:
 
 
 def absent(model: str, *, revision: str | None = None) -> ScriptedEngine:
-    """Cannot be opened."""
-    raise OSError(f"there is no model {model}")
+    """Cannot be opened; says where its environment has the model."""
+    raise OSError(f"there is no model {os.environ.get('MODEL_AT')}")
 
 
 def stopping(model: str = "", *, revision: str | None = None, **options: Any) -> Any:

@@ -47,6 +47,8 @@ class Subject:
     """Share of the responses that must not change with their company: below 1 where rounding tips some."""
     patience: float = 10.0
     """Seconds that a poll with a short timeout may take on a busy machine."""
+    instant: bool = False
+    """A response takes no time, so that none is ever under way."""
     too_long: str | None = None
     """A message beyond the context of a text engine, if it has a limit; others are asked by ids."""
 
@@ -163,6 +165,13 @@ def check_polls_keep_their_time(subject: Subject) -> None:
         assert slowest < subject.patience
         assert Counter(c.id for c in got) == Counter(r.id for r in requests)
         release(engine, requests)
+        if not subject.instant:
+            longest = max(got, key=lambda c: (c.finish_reason == "length", len(c.text)))
+            requests = [request for request in requests if request.id == longest.id]
+            engine.submit(requests)
+            assert engine.poll(timeout=0) == [], "a poll waited for the whole response"
+            assert [c.id for c in engine.poll()] == [longest.id]
+            release(engine, requests)
 
 
 def check_released_requests_never_come(subject: Subject) -> None:

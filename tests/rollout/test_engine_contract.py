@@ -25,9 +25,10 @@ def one_thread() -> Iterator[None]:
 TOKENIZER = bpe_tokenizer()
 
 SUBJECTS = {
-    "scripted text": Subject(make=lambda: ScriptedEngine(babble)),
+    "scripted text": Subject(make=lambda: ScriptedEngine(babble), instant=True),
     "scripted tokens": Subject(
-        make=lambda: ScriptedEngine(babble, tokenizer=TOKENIZER, context_length=400, batch=5)
+        make=lambda: ScriptedEngine(babble, tokenizer=TOKENIZER, context_length=400, batch=5),
+        instant=True,
     ),
     "transformers": Subject(make=stopping, logprobs=stopping_logprobs, tolerance=1e-8),
     "transformers, few slots": Subject(
