@@ -317,6 +317,9 @@ def check_bad_prompts_fail_alone(subject: Subject) -> None:
             assert (completion.text, completion.finish_reason) == ("", "error")
             assert not completion.token_ids
         agree(subject, (said(got[r.id]) for r in good), (said(expected[r.id]) for r in good))
+        engine.submit(bad)
+        release(engine, bad)
+        assert engine.poll() == [], "what failed at once was released, and still comes"
 
 
 def check_continuations(subject: Subject) -> None:

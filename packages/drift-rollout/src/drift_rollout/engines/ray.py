@@ -29,6 +29,8 @@ class _Seat:
     actor: Any
     news: Any
     """Reference to what it says next: its facts, then what finished."""
+    due: float
+    """Time by which it must be open."""
     facts: Facts | None = None
     """Kept from the actor before it while a new one opens."""
     open: bool = False
@@ -64,8 +66,9 @@ class RayEngine:
         options: how many actors, and what each of them takes.
 
     Raises:
-        ValueError: no actor asked for, actors of different policies, what an engine refuses when it is
-            opened, or actors that the cluster has no room for.
+        ValueError: no actor asked for, actors of different policies, or what an engine refuses when it
+            is opened.
+        TimeoutError: the cluster has no room for the actors, now or when one is replaced.
         ConnectionError: there is no cluster at that address, or, later, the restarts are used up.
     """
 
@@ -85,9 +88,10 @@ class RayEngine:
             self._own_cluster = _connect(self._ray, options)
             failing.callback(self.close)
             for number in range(options.actors):
-                actor, news = self._start()
-                self._seats.append(_Seat(number=number, actor=actor, news=news))
-            self._wait_for_all()
+                actor, news, due = self._start()
+                self._seats.append(_Seat(number=number, actor=actor, news=news, due=due))
+            while not all(seat.open for seat in self._seats):
+                self._listen(math.inf)
             failing.pop_all()
 
     @property
@@ -149,13 +153,13 @@ class RayEngine:
         Raises:
             ValueError: an engine refused requests; they are forgotten. Or a new actor has another policy.
             ConnectionError: another actor died than may be replaced.
+            TimeoutError: a new actor does not open its engine.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         for seat in self._seats:
             self._send(seat, [])
         while not self._completions and any(seat.pending for seat in self._seats):
-            left = deadline - time.monotonic()
-            self._listen(None if left == math.inf else max(left, 0.0))
+            self._listen(deadline)
             if time.monotonic() >= deadline:
                 break
         completions, self._completions = self._completions, []
@@ -167,15 +171,17 @@ class RayEngine:
         if seat is not None:
             seat.pending.pop(name, None)
             seat.releases.append(name)
-            self._completions = [c for c in self._completions if c.id != request_id]
+        self._completions = [c for c in self._completions if c.id != request_id]
 
     def close(self) -> None:
         """Close the engines, end the actors, and the cluster if it is ours."""
-        goodbyes = [seat.actor.close.remote() for seat in self._seats if seat.open]
-        if goodbyes:
-            self._ray.wait(goodbyes, num_returns=len(goodbyes), timeout=_GOODBYE)
-        for seat in self._seats:
-            self._ray.kill(seat.actor)
+        # Somebody else may have ended Ray, and with it the actors.
+        if self._ray.is_initialized():
+            goodbyes = [seat.actor.close.remote() for seat in self._seats if seat.open]
+            if goodbyes:
+                self._ray.wait(goodbyes, num_returns=len(goodbyes), timeout=_GOODBYE)
+            for seat in self._seats:
+                self._ray.kill(seat.actor)
         self._seats.clear()
         self._places.clear()
         self._completions.clear()
@@ -187,7 +193,7 @@ class RayEngine:
     def _facts(self) -> list[Facts]:
         return [seat.facts for seat in self._seats if seat.facts is not None]
 
-    def _start(self) -> tuple[Any, Any]:
+    def _start(self) -> tuple[Any, Any, float]:
         options = self._options
         settings: dict[str, Any] = {
             "num_cpus": options.cpus_per_actor,
@@ -197,19 +203,7 @@ class RayEngine:
         if options.runtime_env:
             settings["runtime_env"] = options.runtime_env
         actor: Any = self._ray.remote(**settings)(Host).remote(self._opener)
-        return actor, actor.open.remote()
-
-    def _wait_for_all(self) -> None:
-        deadline = time.monotonic() + self._options.start_timeout
-        while waiting := [seat for seat in self._seats if not seat.open]:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ValueError(
-                    f"{len(waiting)} of {len(self._seats)} Ray actors did not open their engine within "
-                    f"{self._options.start_timeout:g} s; each asks for {self._options.cpus_per_actor:g} "
-                    f"CPUs and {self._options.gpus_per_actor:g} GPUs: has the cluster so many?"
-                )
-            self._listen(left, waiting)
+        return actor, actor.open.remote(), time.monotonic() + options.start_timeout
 
     def _choose(self, size: int) -> tuple[_Seat, int]:
         """Where requests with one prompt go, and how many: half of what an engine works on, at most."""
@@ -231,14 +225,27 @@ class RayEngine:
             seat.releases.clear()
             seat.actor.command.remote(next(seat.commands), command)
 
-    def _listen(self, timeout: float | None, seats: Sequence[_Seat] | None = None) -> None:
+    def _listen(self, deadline: float) -> None:
         """Wait until one of the actors says something, and take in what all of them have said."""
-        speaking = {seat.news: seat for seat in seats or self._seats}
+        due = min((seat.due for seat in self._seats if not seat.open), default=math.inf)
+        left = min(deadline, due) - time.monotonic()
+        speaking = {seat.news: seat for seat in self._seats}
+        timeout = None if left == math.inf else max(left, 0.0)
         first, _ = self._ray.wait(list(speaking), num_returns=1, timeout=timeout)
         if first:
             ready, _ = self._ray.wait(list(speaking), num_returns=len(speaking), timeout=0)
             for news in ready:
                 self._hear(speaking[news])
+        elif time.monotonic() >= due:
+            self._give_up_opening()
+
+    def _give_up_opening(self) -> None:
+        late, options = sum(not seat.open for seat in self._seats), self._options
+        raise TimeoutError(
+            f"{late} of {len(self._seats)} Ray actors did not open their engine within "
+            f"{options.start_timeout:g} s (engine.ray.start_timeout); each asks for "
+            f"{options.cpus_per_actor:g} CPUs and {options.gpus_per_actor:g} GPUs: has the cluster so many?"
+        )
 
     def _hear(self, seat: _Seat) -> None:
         try:
@@ -299,7 +306,7 @@ class RayEngine:
         seat.pending.clear()
         seat.releases.clear()
         seat.commands, seat.open = count(), False
-        seat.actor, seat.news = self._start()
+        seat.actor, seat.news, seat.due = self._start()
         self._send(seat, [self._assign(seat, request) for request in lost])
 
 
