@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any
 
 from drift_rollout.engine import Completion, Engine, Request
@@ -56,15 +56,18 @@ class Host:
         self._inbox: list[Command] = []
         self._outbox: list[Completion | Refusal] = []
         self._stopping = False
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._work: Future[None] | None = None
+        # Its thread is a daemon: an actor that is ended must not wait for its engine.
+        self._thread = ThreadPool(1)
+        self._work: AsyncResult[None] | None = None
+        self._ended = False
 
     def open(self) -> Facts:
         """Open the engine and start to work; raises what the engine raises."""
         # In the thread that uses it: what an engine holds may belong to one thread.
-        engine = self._thread.submit(self._opener).result()
-        self._work = self._thread.submit(self._run, engine)
-        self._work.add_done_callback(lambda _: self._wake())
+        engine = self._thread.apply(self._opener)
+        self._work = self._thread.apply_async(
+            self._run, (engine,), callback=self._end, error_callback=self._end
+        )
         return Facts(
             policy=engine.policy,
             tokenizer=engine.tokenizer,
@@ -90,10 +93,10 @@ class Host:
         work = self._work
         assert work is not None, "open() comes first"
         with self._changed:
-            self._changed.wait_for(lambda: self._outbox or work.done())
+            self._changed.wait_for(lambda: self._outbox or self._ended)
             found, self._outbox = self._outbox, []
         if not found:
-            work.result()
+            work.get()
         return found
 
     def close(self) -> None:
@@ -102,8 +105,8 @@ class Host:
             self._stopping = True
             self._changed.notify_all()
         if self._work is not None:
-            wait([self._work])
-        self._thread.shutdown()
+            self._work.wait()
+        self._thread.terminate()
 
     def _run(self, engine: Engine) -> None:
         pending: set[str] = set()
@@ -124,8 +127,9 @@ class Host:
                     self._outbox += [*found, *completions]
                     self._changed.notify_all()
 
-    def _wake(self) -> None:
+    def _end(self, _: object) -> None:
         with self._changed:
+            self._ended = True
             self._changed.notify_all()
 
 
