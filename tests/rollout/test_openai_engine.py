@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from drift_rollout import ExactVerifier, RolloutConfig, make_problem, sample
-from drift_rollout.engine import Completion
+from drift_rollout.engine import Completion, EngineError
 from drift_rollout.engines.openai import OpenAIEngine
 from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.engines.options import OpenAIOptions
@@ -221,7 +221,7 @@ def test_a_key_that_is_refused_at_the_opening_raises_there(status) -> None:
 def test_nobody_there_raises_at_the_opening() -> None:
     with LoopbackOpenAI() as server:
         url = server.base_url
-    with pytest.raises(ConnectionError, match=f"{url}; start it"):
+    with pytest.raises(EngineError, match=f"{url}; start it"):
         OpenAIEngine("m", options=OpenAIOptions(base_url=url, retries=0))
 
 
@@ -230,7 +230,7 @@ def test_a_server_that_dies_ends_the_run_after_its_retries(serve) -> None:
     assert answered(engine, ask()).error is None
     server.stop()
     engine.submit([ask("b"), ask("c")])
-    with pytest.raises(ConnectionError, match=f"{server.base_url}; start it"):
+    with pytest.raises(EngineError, match=f"{server.base_url}; start it"):
         engine.poll(timeout=10)
 
 
@@ -239,7 +239,7 @@ def test_many_failures_in_a_row_end_the_run(serve, reply) -> None:
     """A proxy that outlives its server takes connections, and would turn a whole run into errors."""
     server, engine = serve(failing(99, reply), max_failures=3, concurrency=1)
     engine.submit([ask(f"r{n}") for n in range(5)])
-    with pytest.raises(ConnectionError, match=f"3 requests to {server.base_url} failed"):
+    with pytest.raises(EngineError, match=f"3 requests to {server.base_url} failed"):
         gather(engine, 5)
     assert len(server.calls) >= 3
 
@@ -260,7 +260,7 @@ def test_refusals_count_only_until_something_was_answered(serve) -> None:
     assert [c.error is None for c in gather(engine, 5).values()] == [True, False, False, False, False]
     _, engine = serve(lambda call: bad, max_failures=2, concurrency=1)
     engine.submit([ask(f"r{n}") for n in range(5)])
-    with pytest.raises(ConnectionError, match="HTTP 400"):
+    with pytest.raises(EngineError, match="HTTP 400"):
         gather(engine, 5)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from drift_rollout import ExactVerifier, RolloutConfig, make_problem, problem_set
 from drift_rollout.cli import main
+from drift_rollout.engine import EngineError
 from drift_rollout.engines.openai import OpenAIEngine
 from drift_rollout.engines.options import OpenAIOptions
 from drift_rollout.run import rollout
@@ -98,7 +99,7 @@ def test_a_server_that_repeats_the_key_cannot_make_us_repeat_it(
 def test_the_run_that_is_given_up_does_not_show_it() -> None:
     with opened(echo(503), max_failures=1) as (_, engine):
         engine.submit([ask()])
-        with pytest.raises(ConnectionError, match=r"\*\*\*") as caught:
+        with pytest.raises(EngineError, match=r"\*\*\*") as caught:
             engine.poll(timeout=5)
     assert_clean(all_of(caught.value))
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from drift_rollout import ExactVerifier, RolloutConfig, Sampling, make_problem, sample
+from drift_rollout.engine import EngineError
 from drift_rollout.engines.openai import OpenAIEngine
 from drift_rollout.engines.options import OpenAIOptions
 from drift_rollout.protocol import FEEDBACK, Protocol
@@ -132,6 +133,6 @@ def test_what_the_server_does_not_serve_or_know_is_said(served: tuple[str, str])
     for model, options, said in cases:
         with (
             closing(OpenAIEngine(model, options=options)) as engine,
-            pytest.raises(ConnectionError, match=said),
+            pytest.raises(EngineError, match=said),
         ):
             list(sample([problem], engine, ExactVerifier(), RolloutConfig(samples=1)))

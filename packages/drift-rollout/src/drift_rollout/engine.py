@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from drift_weights.types import FinishReason, Message
@@ -132,6 +132,7 @@ class ScriptedEngine:
     """An engine that answers from a function, for exact tests of everything around an engine.
 
     Completions come back in submission order, `batch` at a time, so a loop sees turns interleave.
+    With a tokenizer, a prompt that is empty or leaves no room fails, and the script does not see it.
 
     Args:
         script: the completion of a request; its id is filled in if empty.
@@ -161,14 +162,19 @@ class ScriptedEngine:
         self._queue: deque[Request] = deque()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests."""
+        """Queue requests.
+
+        Raises:
+            ValueError: an id that is queued already, or twice in this call; nothing is queued then.
+        """
+        refuse_duplicates(requests, {request.id for request in self._queue})
         self.requests.extend(requests)
         self._queue.extend(requests)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Answer the next few requests."""
         count = min(self._batch, len(self._queue))
-        return [self._script(self._queue.popleft()) for _ in range(count)]
+        return [self._answer(self._queue.popleft()) for _ in range(count)]
 
     def release(self, request_id: str) -> None:
         """Note the release, and forget the request if it is queued."""
@@ -178,6 +184,40 @@ class ScriptedEngine:
     def close(self) -> None:
         """Forget what is queued."""
         self._queue.clear()
+
+    def _answer(self, request: Request) -> Completion:
+        error = None if request.token_ids is None else no_room(request.token_ids, self.context_length)
+        if error is not None:
+            return failed(request.id, error)
+        completion = self._script(request)
+        return completion if completion.id else replace(completion, id=request.id)
+
+
+def failed(request_id: str, error: str) -> Completion:
+    """The completion of a request that got no response."""
+    return Completion(id=request_id, text="", token_ids=(), logprobs=(), finish_reason="error", error=error)
+
+
+def no_room(prompt: Sequence[int], context_length: int) -> str | None:
+    """What is wrong with a prompt that is empty or leaves no room for a response; None if nothing is."""
+    if not prompt:
+        return "the prompt is empty"
+    if len(prompt) >= context_length:
+        return f"{len(prompt)} prompt tokens leave no room in a context of {context_length}"
+    return None
+
+
+def refuse_duplicates(requests: Sequence[Request], taken: Collection[str]) -> None:
+    """Refuse requests whose id is taken, or that two of them share.
+
+    Raises:
+        ValueError: the first such id.
+    """
+    seen: set[str] = set()
+    for request in requests:
+        if request.id in taken or request.id in seen:
+            raise ValueError(f"request {request.id!r} exists already; release it or rename this one")
+        seen.add(request.id)
 
 
 def turn_seed(run_seed: int, prompt_id: str, round_: int, sample: int, turn: int) -> int:

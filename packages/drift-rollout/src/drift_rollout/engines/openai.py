@@ -49,7 +49,7 @@ class OpenAIEngine:
     Raises:
         ValueError: a model name that is empty, a key that no header can hold, or transformers missing
             for a tokenizer.
-        ConnectionError: nobody listens there.
+        EngineError: nobody listens there.
         PermissionError: the server refuses the key.
     """
 
@@ -100,7 +100,7 @@ class OpenAIEngine:
         """What finished since the last call; blocks while something runs, up to `timeout` seconds.
 
         Raises:
-            ConnectionError: the server is dead.
+            EngineError: the server is dead.
             PermissionError: it refuses the key.
             ValueError: it has no such model, or gives no ids where there is a tokenizer.
         """

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import openai
 
-from drift_rollout.engine import Completion, Request
+from drift_rollout.engine import Completion, EngineError, Request
 from drift_rollout.engines.openai_answers import (
     UNMODIFIED,
     AnswerError,
@@ -166,7 +166,7 @@ class Server:
         what = self._without_key(what)[:_SHOWN]
         if self._failures < self._options.max_failures:
             return failed(request, what)
-        return ConnectionError(
+        return EngineError(
             f"{self._failures} requests to {self._options.base_url} failed one after another; the last: "
             f"{what}. Look at the server, then run again: what is done is kept"
         )
@@ -184,7 +184,7 @@ class Server:
         return True
 
     def _dead(self) -> Exception:
-        return ConnectionError(
+        return EngineError(
             f"no server answers at {self._options.base_url}; start it (or mend engine.openai.base_url), "
             "and run again: what is done is kept"
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from drift_rollout.engine import Engine
-from drift_rollout.engines.options import OpenAIOptions, TransformersOptions, VLLMOptions
+from drift_rollout.engines.options import OpenAIOptions, RayOptions, TransformersOptions, VLLMOptions
 from drift_weights.names import check_model
 
 
@@ -25,6 +26,8 @@ class EngineOptions:
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of an engine by import path; `model` and `revision` come first."""
+    ray: RayOptions = field(default_factory=RayOptions)
+    """With actors: the engine is opened in each of them, here or on other machines."""
 
 
 def open_engine(options: EngineOptions, model: str, *, revision: str | None = None) -> Engine:
@@ -41,6 +44,8 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
             it), or what the engine refuses.
         OSError: a server that does not answer, or that refuses the key.
     """
+    if options.ray.actors:
+        return _on_ray(options, model, revision)
     if options.name not in ENGINES:
         engine: Engine = _own(options.name)(model, revision=revision, **options.own)
         return engine
@@ -99,6 +104,17 @@ ENGINES: dict[str, Callable[[EngineOptions, str, str | None], Engine]] = {
     "vllm": _vllm,
     "openai": _openai,
 }
+
+
+def _on_ray(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    from drift_rollout.engines.ray import RayEngine, import_ray
+
+    try:
+        import_ray(options.ray.address)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; install drift-rollout[ray]") from error
+    alone = replace(options, ray=RayOptions())
+    return RayEngine(partial(open_engine, alone, model, revision=revision), options.ray)
 
 
 def _own(path: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
-from drift_rollout.engine import Completion, Request
+from drift_rollout.engine import Completion, Request, failed, no_room, refuse_duplicates
 from drift_rollout.engines.decoder import Decoder
 from drift_rollout.engines.fingerprint import model_weights
 from drift_rollout.engines.sampling import draw, uniforms
@@ -108,12 +108,11 @@ class TransformersEngine:
         for request in requests:
             assert request.token_ids is not None
             prompt = request.token_ids
-            room = self.context_length - len(prompt)
-            if room < 1 or not prompt:
-                error = f"{len(prompt)} prompt tokens leave no room in a context of {self.context_length}"
-                self._completions.append(_failed(request, error if prompt else "the prompt is empty"))
+            error = no_room(prompt, self.context_length)
+            if error is not None:
+                self._completions.append(failed(request.id, error))
                 continue
-            limit = len(prompt) + min(request.sampling.max_new_tokens, room)
+            limit = min(len(prompt) + request.sampling.max_new_tokens, self.context_length)
             sequence = Sequence(request=request, tokens=list(prompt), limit=limit, root=prompt)
             before = self._finished.pop(request.continues, None) if request.continues else None
             if before is not None:
@@ -160,10 +159,8 @@ class TransformersEngine:
 
     def _check(self, requests: Many[Request]) -> None:
         pending = {s.request.id for s in (*self._waiting, *self._active)}
-        taken = pending | self._finished.keys()
+        refuse_duplicates(requests, pending | self._finished.keys() | {c.id for c in self._completions})
         for request in requests:
-            if request.id in taken:
-                raise ValueError(f"request {request.id!r} exists already; release it or rename this one")
             if request.token_ids is None:
                 raise ValueError(f"request {request.id!r} has no token_ids; render its messages first")
             if request.continues in pending:
@@ -175,7 +172,6 @@ class TransformersEngine:
                     f"request {request.id!r} has token {outside}, outside the vocabulary of "
                     f"{self._vocabulary}; was it made with this model's tokenizer?"
                 )
-            taken.add(request.id)
 
     def _step(self) -> None:
         """Let waiting requests in if enough of them wait, and sample one token for each active one."""
@@ -208,7 +204,7 @@ class TransformersEngine:
         self._cache.wipe(sequence.row)
         self._slots.drop(sequence)
         error = "the model gave logits that are not a number; try another dtype"
-        self._completions.append(_failed(sequence.request, error))
+        self._completions.append(failed(sequence.request.id, error))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.active = False
@@ -279,10 +275,6 @@ class TransformersEngine:
             for sequence, chunk in zip(batch, chunks, strict=True):
                 sequence.cached += len(chunk)
             todo = [s for s in todo if _missing(s)]
-
-
-def _failed(request: Request, error: str) -> Completion:
-    return Completion(id=request.id, text="", token_ids=(), logprobs=(), finish_reason="error", error=error)
 
 
 def _missing(sequence: Sequence) -> int:
