@@ -8,7 +8,7 @@ import time
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +20,13 @@ from drift_rollout.engines.opening import EngineOptions, engine_words, load_toke
 from drift_rollout.journal import JournalReader
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
-    pilot_problems,
     print_first_prompt,
     print_golds,
     print_notes,
     print_plan,
 )
 from drift_rollout.problem_sources import SourceName, row_format
-from drift_rollout.problems import OnMistake, load_problems
+from drift_rollout.problems import OnMistake, fewer, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
@@ -78,6 +77,7 @@ def sample(
     overlap_with: Path | None = None,
     overlap_question: str | None = None,
     overlap: OnOverlap = "refuse",
+    limit: int | None = None,
     samples: int = 16,
     protocol: Protocol = Protocol(),
     sampling: Sampling = Sampling(),
@@ -112,6 +112,7 @@ def sample(
         overlap_with: a file of an evaluation whose questions must not be sampled.
         overlap_question: its column with the question; the one of the problems if not given.
         overlap: what that evaluation asks, too, is refused, left out (drop) or let in (allow).
+        limit: take so many of the problems, whatever their order in the file; more may be taken later.
         samples: K, trajectories a problem.
         protocol: turn budget T and feedback f.
         sampling: temperature, top_p and tokens a response.
@@ -150,6 +151,8 @@ def sample(
         found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
     for note in found.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if limit is not None:
+        found = fewer(found, limit)
     if check_gold:
         print_golds(console, found, judge)
         return
@@ -166,7 +169,7 @@ def sample(
     with _stopping(), closing(open_engine(engine, model, revision=revision)) as opened:
         print_notes(console, opened.tokenizer, config)
         if pilot is not None:
-            chosen = replace(found, problems=pilot_problems(found.problems, pilot))
+            chosen = fewer(found, pilot)
             with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
                 fill_journal(chosen, opened, judge, config, out, on_finished=bar.add, **about)
             _print_pilot(console, out, samples * len(found.problems), bar, price)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -68,14 +67,3 @@ def print_notes(console: Console, tokenizer: Any, config: RolloutConfig) -> None
             "but whoever renders the dialogue anew shows the policy another history",
             highlight=False,
         )
-
-
-def pilot_problems(problems: Sequence[Problem], count: int) -> tuple[Problem, ...]:
-    """So many problems, whatever the order of the file: those whose ids, which are hashes, come first.
-
-    Raises:
-        ValueError: count below 1.
-    """
-    if count < 1:
-        raise ValueError(f"pilot must be at least 1, got {count}")
-    return tuple(sorted(problems, key=lambda problem: problem.prompt_id)[:count])

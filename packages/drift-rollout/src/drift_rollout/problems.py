@@ -255,6 +255,20 @@ def golds_that_fail(problems: Iterable[Problem], verifier: Verifier) -> list[Fai
     return failed
 
 
+def fewer(problems: ProblemSet, count: int) -> ProblemSet:
+    """So many problems, whatever the order of their source: those whose ids, which are hashes, come first.
+
+    A smaller choice is part of every larger one. Where there are fewer, all are taken.
+
+    Raises:
+        ValueError: count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"at least 1 problem must be taken, got {count}")
+    kept = sorted(problems.problems, key=lambda problem: problem.prompt_id)[:count]
+    return replace(problems, problems=tuple(kept))
+
+
 def listed(items: Sequence[object]) -> str:
     """The first ten, a line each, and how many more there are."""
     more = [f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
