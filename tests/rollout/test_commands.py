@@ -71,14 +71,18 @@ def test_a_dry_run_says_what_a_template_would_change(
     assert "Note: the chat template renders earlier thoughts otherwise" in capsys.readouterr().out
 
 
-def test_a_model_that_is_not_here_may_have_a_stand_in(
+def test_a_tokenizer_that_is_not_here_is_not_fetched(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    main(["sample", str(problems), "no/such-model", str(tmp_path / "run"), "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "= 192 trajectories" in shown
+    assert "State: q0\nYou have 5 actions left." in shown
+    assert "tokenizer is not on this machine; --stand_in FOLDER names one" in shown
     folder = str(tmp_path / "no" / "model")
     code, said = refused(capsys, ["sample", str(problems), folder, str(tmp_path / "run"), "--dry-run"])
     assert code == 2
     assert "there is no such folder" in said
-    assert "by --stand_in" in said
 
 
 def test_a_pilot_projects_the_whole_and_its_work_is_kept(

@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from drift_rollout.engine import EngineError, Sampling
-from drift_rollout.engines.opening import EngineOptions, engine_words, load_tokenizer, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine, tokenizer_at_hand
 from drift_rollout.journal import JournalReader
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
@@ -159,7 +159,7 @@ def sample(
     check_run(found, judge, config, out)
     print_plan(console, found, config, engine.name)
     if dry_run:
-        tokenizer = load_tokenizer(stand_in or model, None if stand_in else revision)
+        tokenizer = tokenizer_at_hand(stand_in or model, None if stand_in else revision)
         print_first_prompt(console, found.problems[0], tokenizer, config)
         return
     about: dict[str, Any] = {

@@ -45,15 +45,23 @@ def print_golds(console: Console, found: ProblemSet, judge: Verifier) -> None:
 
 
 def print_first_prompt(console: Console, problem: Problem, tokenizer: Any, config: RolloutConfig) -> None:
-    """Print the first problem's prompt as the policy will see it, and its first tokens."""
+    """Print the first problem's prompt as the policy will see it, and its first tokens.
+
+    Args:
+        tokenizer: None if it is not known; then the messages are printed.
+    """
+    if tokenizer is None:
+        for message in problem.messages:
+            _print(console, f"[{message.role}]\n{message.content}")
+        _print(console, "tokens: the model's tokenizer is not on this machine; --stand_in FOLDER names one")
+        return
     renderer = ChatRenderer(tokenizer, config.prefill)
     ids = renderer.prompt_ids(problem.messages)
-    console.print("first prompt:", highlight=False)
-    console.print(tokenizer.decode(ids), markup=False, highlight=False, soft_wrap=True)
+    _print(console, f"first prompt:\n{tokenizer.decode(ids)}")
     words = tokenizer.convert_ids_to_tokens(list(ids[:_SHOWN]))
     more = f" … ({len(ids)} in all)" if len(ids) > _SHOWN else ""
     shown = " ".join(f"{number}:{word!r}" for number, word in zip(ids, words, strict=False))
-    console.print(f"tokens: {shown}{more}", markup=False, highlight=False, soft_wrap=True)
+    _print(console, f"tokens: {shown}{more}")
     print_notes(console, tokenizer, config)
 
 
@@ -67,3 +75,7 @@ def print_notes(console: Console, tokenizer: Any, config: RolloutConfig) -> None
             "but whoever renders the dialogue anew shows the policy another history",
             highlight=False,
         )
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

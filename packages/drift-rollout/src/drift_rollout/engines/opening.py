@@ -62,24 +62,22 @@ def _transformers(options: EngineOptions, model: str, revision: str | None) -> E
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
 
 
-def load_tokenizer(name: str, revision: str | None) -> Any:
-    """A model's tokenizer, for a run that loads no model.
+def tokenizer_at_hand(name: str, revision: str | None) -> Any:
+    """A model's tokenizer if it is on this machine; the Hub is not asked.
+
+    Returns:
+        None if it is not here, or transformers is not installed.
 
     Raises:
-        ValueError: transformers is not installed.
-        OSError: it is not there; a stand-in may be named.
+        FileNotFoundError: neither a folder nor what can be a Hub id.
     """
+    check_model(name)
     try:
         from transformers import AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}; install drift-rollout[transformers]") from error
-    try:
-        return AutoTokenizer.from_pretrained(check_model(name), revision=revision)
-    except OSError as error:
-        raise OSError(
-            f"{error} A dry run needs the model's tokenizer alone: a folder that holds it does, by "
-            "--stand_in"
-        ) from error
+
+        return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+    except (ModuleNotFoundError, OSError):
+        return None
 
 
 def engine_words(words: Sequence[str]) -> list[str]:
