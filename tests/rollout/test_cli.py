@@ -115,6 +115,7 @@ def test_the_manifest_says_what_was_sampled(problems: Path, model: Path, tmp_pat
         "model": model.name,
         "revision": None,
         "problems": {"name": "problems.jsonl", "sha256": digest},
+        "engine": {"name": "transformers", "dtype": "auto"},
     }
 
 

@@ -252,6 +252,19 @@ def test_one_good_answer_starts_the_count_anew(serve) -> None:
     assert errors.count(True) == 4
 
 
+@pytest.mark.parametrize(
+    ("body", "no_room"),
+    [
+        ({"error": {"message": "This model's maximum context length is 64 tokens.", "code": 400}}, True),
+        ({"error": {"code": 400, "message": "the request exceeds the available context size"}}, True),
+        ({"error": {"message": "temperature must be non-negative"}}, False),
+    ],
+)
+def test_a_history_that_is_too_long_is_told_from_other_refusals(serve, body, no_room) -> None:
+    _, engine = serve(failing(1, Reply(status=400, body=body)))
+    assert answered(engine, ask()).no_room == no_room
+
+
 def test_refusals_count_only_until_something_was_answered(serve) -> None:
     """A prompt that is too long is no dead server; a server that refuses everything is none to run on."""
     bad = Reply(status=400)

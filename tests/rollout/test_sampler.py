@@ -346,3 +346,33 @@ def test_errors_that_do_not_end_stop_the_run(tmp_path: Path) -> None:
         ):
             sample_to_journal(journal, problems, ScriptedEngine(script), ExactVerifier(), config)
         assert len(journal.scored_keys()) == 16
+
+
+@pytest.mark.parametrize("tokenizer", [None, TOKENIZERS[0]], ids=["text", "ids"])
+def test_a_dialogue_that_the_engine_finds_too_long_ends_for_its_context(tokenizer) -> None:
+    """Only the engine could tell; the turns before are judged, and are not sampled again for ever."""
+    wrong = speaking(TOKENIZERS[0], [END] * 4, ["1", "2", "3", "3"])
+
+    def script(request: Request) -> Completion:
+        if request.id.endswith("/3"):
+            return Completion(
+                id=request.id, text="", finish_reason="error", error="HTTP 400: too long", no_room=True
+            )
+        if tokenizer is None:
+            return Completion(id=request.id, text="<answer> 1 </answer>")
+        return wrong(request)
+
+    engine = ScriptedEngine(script, tokenizer=tokenizer)
+    (found,) = sample([problem()], engine, ExactVerifier(), RolloutConfig(samples=1))
+    assert (found.ended, found.length, found.scored) == ("context", 2, True)
+    assert found.turns[-1].feedback is None
+    if tokenizer is not None:
+        assert found.response_spans[-1][1] == len(found.token_ids)
+
+
+def test_a_first_prompt_that_is_too_long_is_an_error() -> None:
+    def script(request: Request) -> Completion:
+        return Completion(id=request.id, text="", finish_reason="error", error="too long", no_room=True)
+
+    (found,) = sample([problem()], ScriptedEngine(script), ExactVerifier(), RolloutConfig(samples=1))
+    assert found.ended == "error"

@@ -21,7 +21,7 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
-from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_facts, engine_words, open_engine
 from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
@@ -115,7 +115,10 @@ def run(
     found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
     _refuse_scores(out)
     check_run(found, judge, config, out)
-    about, origin = {"prompt": asdict(template)}, origin_of(model, revision, found.origin)
+    about, origin = (
+        {"prompt": asdict(template)},
+        origin_of(model, revision, found.origin, engine_facts(engine)),
+    )
     unscored = 0
     with (
         closing(open_engine(engine, model, revision=revision)) as opened,

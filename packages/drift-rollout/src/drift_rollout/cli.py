@@ -16,7 +16,13 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from drift_rollout.engine import EngineError, Sampling
-from drift_rollout.engines.opening import EngineOptions, engine_words, open_engine, tokenizer_at_hand
+from drift_rollout.engines.opening import (
+    EngineOptions,
+    engine_facts,
+    engine_words,
+    open_engine,
+    tokenizer_at_hand,
+)
 from drift_rollout.journal import JournalReader
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
@@ -164,7 +170,7 @@ def sample(
         return
     about: dict[str, Any] = {
         "about": {"prompt": asdict(template)},
-        "origin": origin_of(model, revision, found.origin),
+        "origin": origin_of(model, revision, found.origin, engine_facts(engine)),
     }
     with _stopping(), closing(open_engine(engine, model, revision=revision)) as opened:
         print_notes(console, opened.tokenizer, config)

@@ -68,6 +68,8 @@ class Completion:
     """log π(token | history) of the unmodified model (temperature 1, no top_p), one a token."""
     finish_reason: FinishReason = "stop"
     error: str | None = None
+    no_room: bool = False
+    """With an error: the history leaves no room for a response. An engine that takes text may find out."""
 
 
 class EngineError(RuntimeError):

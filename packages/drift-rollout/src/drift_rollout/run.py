@@ -193,11 +193,13 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
         )
 
 
-def origin_of(model: str, revision: str | None, problems: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of(
+    model: str, revision: str | None, problems: Mapping[str, Any], engine: Mapping[str, Any]
+) -> dict[str, Any]:
     """Where policy and problems came from, for the manifest; of a folder its name alone, not its path."""
     folder = Path(model)
     model = folder.resolve().name if folder.is_dir() else model
-    return {"model": model, "revision": revision, "problems": dict(problems)}
+    return {"model": model, "revision": revision, "problems": dict(problems), "engine": dict(engine)}
 
 
 def _sampled(folder: Path) -> list[tuple[str, int]]:

@@ -236,7 +236,10 @@ class _Loop:
         finished = []
         for completion, judged in self._verdicts(self._completions()):
             run = self.running.pop(completion.id)
-            self._take(run, completion, judged)
+            if completion.no_room and run.dialogue.turns:
+                self._end_for_context(run)
+            else:
+                self._take(run, completion, judged)
             if run.dialogue.ended is None:
                 turn = len(run.dialogue.turns) + 1
                 heappush(self._ready, (turn, next(self._order), [self._request(run)]))
@@ -325,6 +328,12 @@ class _Loop:
         run.request = request.id
         self.running[request.id] = run
         return request
+
+    def _end_for_context(self, run: _Run) -> None:
+        """The engine alone could tell that the last feedback was too much."""
+        run.dialogue = end_for_context(run.dialogue)
+        if run.token_ids is not None:
+            run.token_ids = run.token_ids[: run.spans[-1][1]]
 
     def _take(self, run: _Run, completion: Completion, judged: Verified) -> None:
         turn = Turn(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drift_rollout.engine import Completion, Request
 from drift_weights.types import FinishReason
 
+_NO_ROOM = re.compile(r"leave no room|context[ _](?:length|size|window)", re.IGNORECASE)
+"""How vLLM, SGLang, llama.cpp and OpenAI say that a prompt is too long, in a message or a code."""
 REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 UNMODIFIED: dict[str, dict[str, Any]] = {
@@ -105,7 +108,8 @@ def token_completion(request: Request, body: str, tokenizer: Any, *, logprobs: b
 
 def failed(request: Request, error: str) -> Completion:
     """A request that got no response."""
-    return Completion(id=request.id, text="", finish_reason="error", error=error)
+    no_room = _NO_ROOM.search(error) is not None
+    return Completion(id=request.id, text="", finish_reason="error", error=error, no_room=no_room)
 
 
 def _common(request: Request, model: str, max_tokens: int) -> dict[str, Any]:

@@ -62,6 +62,14 @@ def _transformers(options: EngineOptions, model: str, revision: str | None) -> E
     return TransformersEngine(model, revision=revision, **asdict(options.transformers))
 
 
+def engine_facts(options: EngineOptions) -> dict[str, Any]:
+    """What a manifest says of the engine: its name, and what of its settings bears on the tokens."""
+    chosen = getattr(options, options.name, None) if options.name in ENGINES else None
+    named = ("dtype", "quantization", "extra_body", "logprobs")
+    settings = {name: value for name in named if (value := getattr(chosen, name, None))}
+    return {"name": options.name, **settings}
+
+
 def tokenizer_at_hand(name: str, revision: str | None) -> Any:
     """A model's tokenizer if it is on this machine; the Hub is not asked.
 
