@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift_eval.cli import main
-from drift_rollout.engine import Completion, Request, ScriptedEngine
+from drift_rollout.engine import Completion, EngineError, Request, ScriptedEngine
 from drift_weights.folder import read_folder, write_folder
 from drift_weights.schema import from_table, to_table
 from eval.dialogues import policy_rows, policy_table
@@ -249,3 +249,21 @@ def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert (scores["policies"][0]["problems"], scores["policies"][0]["max_turns"]) == (3, 2)
     assert (tmp_path / "out/accuracy.png").is_file()
+
+
+def test_a_dead_engine_ends_an_evaluation_that_then_goes_on(
+    sevens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(request: Request) -> Completion:
+        raise EngineError("out of memory")
+
+    engines = iter([ScriptedEngine(broken, batch=1), dying(-1)])
+    monkeypatch.setattr("drift_eval.cli.open_engine", lambda *_, **__: next(engines))
+    arguments = ["run", str(sevens), "model", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.endswith("the engine failed: out of memory\nthe same command goes on\n")
+    main(arguments)
+    assert (tmp_path / "out/scores.json").is_file()

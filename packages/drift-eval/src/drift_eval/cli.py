@@ -21,6 +21,7 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
+from drift_rollout.ending import early_end
 from drift_rollout.engines.opening import EngineOptions, engine_facts, engine_words, open_engine
 from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
@@ -121,6 +122,7 @@ def run(
     )
     unscored = 0
     with (
+        early_end(),
         closing(open_engine(engine, model, revision=revision)) as opened,
         Progress(console=Console(stderr=True)) as progress,
     ):

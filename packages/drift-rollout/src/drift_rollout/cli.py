@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from argparse import ArgumentError
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,8 @@ from typing import Any, Literal
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from drift_rollout.engine import EngineError, Sampling
+from drift_rollout.ending import early_end
+from drift_rollout.engine import Sampling
 from drift_rollout.engines.opening import (
     EngineOptions,
     engine_facts,
@@ -56,12 +56,6 @@ def main(args: list[str] | None = None) -> None:
         auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
-    except EngineError as error:
-        sys.stderr.write(f"the engine failed: {' '.join(str(error).split())}\nthe same command goes on\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what had finished is in the journal, the same command goes on\n")
-        sys.exit(130)
 
 
 def sample(
@@ -172,7 +166,7 @@ def sample(
         "about": {"prompt": asdict(template)},
         "origin": origin_of(model, revision, found.origin, engine_facts(engine)),
     }
-    with _stopping(), closing(open_engine(engine, model, revision=revision)) as opened:
+    with early_end(), closing(open_engine(engine, model, revision=revision)) as opened:
         print_notes(console, opened.tokenizer, config)
         if pilot is not None:
             chosen = fewer(found, pilot)
@@ -256,17 +250,3 @@ def _projection(
     seconds = bar.seconds * total / bar.fresh
     cost = "" if price is None else f", {seconds / 3600 * price:,.2f} at {price:g} an hour"
     yield "", f"about {duration(seconds)} at the pilot's rate{cost}"
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: the journal is closed, and the engine, too."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

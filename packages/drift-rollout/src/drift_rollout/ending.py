@@ -1,0 +1,33 @@
+"""How a command that samples ends before it is done: told in a line, with nothing lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from drift_rollout.engine import EngineError
+
+
+@contextmanager
+def early_end() -> Iterator[None]:
+    """Let a dead engine end the process with exit code 1, Ctrl-C and SIGTERM with 130.
+
+    Both unwind what is under way first, so that journal and engine are closed.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except EngineError as error:
+        sys.stderr.write(f"the engine failed: {' '.join(str(error).split())}\nthe same command goes on\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what had finished is in the journal, the same command goes on\n")
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
