@@ -101,6 +101,8 @@ def test_a_pilot_projects_the_whole_and_its_work_is_kept(
     assert re.search(r"about 0:00:0\d at the pilot's rate, 0\.0\d at 2 an hour", shown)
     solved = {g for g in groups if any(r.solved for r in rows if r.group == g)}
     assert f"{len(solved) / 5:.1%} of them have a success" in shown
+    main(["status", str(tmp_path / "run")])
+    assert re.search(r"not running\s+trajectories\s+20 of 48 \(41\.7%\)", capsys.readouterr().out)
 
     main(run)
     whole = exported(tmp_path / "run")

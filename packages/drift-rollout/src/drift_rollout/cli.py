@@ -171,8 +171,10 @@ def sample(
         if pilot is not None:
             chosen = fewer(found, pilot)
             with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
-                fill_journal(chosen, opened, judge, config, out, on_finished=bar.add, **about)
-            _print_pilot(console, out, samples * len(found.problems), bar, price)
+                fill_journal(
+                    chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
+                )
+            _print_pilot(console, out, bar, price)
             return
         with LiveBar(console, samples * len(found.problems)) as bar:
             folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
@@ -226,13 +228,14 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
     )
 
 
-def _print_pilot(console: Console, out: Path, total: int, bar: LiveBar, price: float | None) -> None:
+def _print_pilot(console: Console, out: Path, bar: LiveBar, price: float | None) -> None:
     """What a pilot found, and what the whole plan would take at its rate."""
     with JournalReader(out / JOURNAL) as journal:
         plan, rows = journal.plan, journal.finished()
     assert plan is not None
     found = findings(rows, plan.samples)
-    pilot = [("pilot", f"{plan.problems:,} problems, {found.trajectories:,} trajectories")]
+    groups, total = len({row.group for row in rows}), plan.samples * plan.problems
+    pilot = [("pilot", f"{groups:,} problems, {found.trajectories:,} trajectories")]
     print_findings(console, found, plan.samples, [*pilot, *_projection(found, total, bar, price)])
     console.print("next: the same command without --pilot goes on from here", highlight=False)
 

@@ -77,8 +77,14 @@ def fill_journal(
     about: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
     on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
+    part_of: ProblemSet | None = None,
 ) -> None:
-    """The sampling of `rollout`, without the folder; arguments and errors as there."""
+    """The sampling of `rollout`, without the folder; arguments and errors as there.
+
+    Args:
+        part_of: what the run is to sample in the end, if `problems` are only the first of them.
+    """
+    whole = part_of or problems
     fixed = {
         "policy": engine.policy,
         "verifier": verifier.name,
@@ -92,13 +98,14 @@ def fill_journal(
     }
     manifest: dict[str, Any] = {
         "rollout": {**fixed, "samples": config.samples},
-        "problems": problems.counts,
+        "problems": whole.counts,
     }
     if origin:
         manifest["origin"] = dict(origin)
     wanted = {problem.prompt_id for problem in problems.problems}
     with Journal(out / JOURNAL, fixed) as journal:
-        journal.begin(Plan(samples=config.samples, problems=len(wanted), manifest=manifest))
+        plan = Plan(samples=config.samples, problems=len(whole.problems), manifest=manifest)
+        journal.begin(plan)
         on_finished(
             [
                 row
