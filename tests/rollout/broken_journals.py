@@ -42,7 +42,9 @@ def delete_rows() -> None:
 
     def deleting(self: Journal, trajectories: Sequence[Trajectory]) -> list[Finished]:
         with self._db:
-            self._db.execute("DELETE FROM trajectory WHERE finished = (SELECT min(finished) FROM trajectory)")
+            self._db.execute(
+                "DELETE FROM trajectory WHERE finished = (SELECT min(finished) FROM trajectory)"
+            )
         return add(self, trajectories)
 
     Journal.add = deleting  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +29,7 @@ from rollout.broken_journals import BROKEN
 from rollout.fault_runs import Ended, Prepare, Run, Victim, doubled, exported, is_half, left_behind
 from rollout.faulty_children import (
     dropped_rights,
+    export_size_limit,
     file_size_limit,
     killed_at_line,
     lines_run,
@@ -39,6 +41,12 @@ from rollout.own_engine import guessing
 PROBLEMS, SAMPLES = 24, 4
 STEP = 7
 """Of the requests at which an engine dies and the lines at which an export is killed, in a short board."""
+
+
+WAIT = 0.001
+"""Seconds a request takes in a run that is interrupted, so that most of its life is sampling."""
+AGAIN = 5
+"""Runs after which the length of an uninterrupted one is measured again."""
 
 
 @dataclass
@@ -76,24 +84,28 @@ class Board:
     Args:
         base: a folder for everything, that anybody may enter.
         seed: of the times and places of the faults.
+        problems: of a run, with four samples each.
         broken: a journal that is broken on purpose, from BROKEN.
     """
 
-    def __init__(self, base: Path, seed: int, broken: str | None = None) -> None:
+    def __init__(self, base: Path, seed: int, problems: int, broken: str | None = None) -> None:
         self.notes: dict[str, int] = {}
         self._base, self._random, self._count = base, random.Random(seed), 0
         self._broken: list[Prepare] = [BROKEN[broken]] if broken else []
-        rows = "".join(f'{{"problem": "q{n}", "answer": {n % 3}}}\n' for n in range(PROBLEMS))
+        rows = "".join(f'{{"problem": "q{n}", "answer": {n % 3}}}\n' for n in range(problems))
+        self._total = SAMPLES * problems
         (base / "problems.jsonl").write_text(rows)
         straight = base / "straight"
         # In this process, so that every fork of it has imported what is imported late.
         with redirect_stdout(io.StringIO()):
             main(self.words(base / "warm"))
-        self.whole = Run(self.words(straight)).wait()
-        assert self.whole.code == 0, self.whole.said
-        self.nothing = Run(self.words(straight)).wait()
-        """A run with nothing left but its export."""
+        self._lives: list[tuple[float, float]] = []
+        """Seconds that a run takes, and one with nothing left but its export."""
+        ended = Run(self.words(straight)).wait()
+        assert ended.code == 0, ended.said
         self._straight = exported(straight)
+        self.journal_bytes = (straight / "journal.sqlite").stat().st_size
+        self.export_bytes = max(map(len, self._straight.values()))
 
     def words(self, out: Path, samples: int = SAMPLES, **options: object) -> list[str]:
         """Of the command line of a run."""
@@ -130,7 +142,9 @@ class Board:
             self._finish(victim, line)
         return line
 
-    def full_disk(self, count: int, how: Callable[[int], Prepare], sizes: tuple[int, int], name: str) -> Line:
+    def full_disk(
+        self, count: int, how: Callable[[int], Prepare], sizes: tuple[int, int], name: str
+    ) -> Line:
         """A write that fails with an error, at a random size."""
         line = Line(name)
         while line.times < count:
@@ -191,7 +205,7 @@ class Board:
         line = Line("two runs started at once on one OUT")
         for _ in range(count):
             victim = self._victim()
-            both = [Run(self.words(victim.out, wait=0.003), *self._broken) for _ in range(2)]
+            both = [Run(self.words(victim.out, wait=0.005), *self._broken) for _ in range(2)]
             ended = sorted((run.wait() for run in both), key=lambda one: one.code)
             assert [one.code for one in ended] == [0, 2], ended
             assert "another run is writing to" in one_line(ended[1], str(victim.out)), ended[1]
@@ -242,16 +256,27 @@ class Board:
 
     def _interrupted(self, victim: Victim, number: signal.Signals) -> Ended:
         """Send a signal at a time drawn over what is left of a run's life, and look just before."""
-        left = 1 - len(victim.seen) / (PROBLEMS * SAMPLES)
-        life = self.nothing.seconds + left * max(0.0, self.whole.seconds - self.nothing.seconds)
+        whole, nothing = self._life()
+        left = 1 - len(victim.seen) / self._total
+        life = nothing + left * max(0.0, whole - nothing)
         after, since = self._random.uniform(0, life), self._random.uniform(0, 0.02)
-        run = Run(self.words(victim.out), *self._broken)
+        run = Run(self.words(victim.out, wait=WAIT), *self._broken)
         begin = time.monotonic()
         time.sleep(max(0.0, after - since))
         victim.look()
         time.sleep(max(0.0, begin + after - time.monotonic()))
         run.fault(number)
         return run.wait()
+
+    def _life(self) -> tuple[float, float]:
+        """Medians of recent runs that nobody interrupted; measured again and again, for a busy machine."""
+        if self._count >= AGAIN * len(self._lives):
+            out = self._base / "measured"
+            whole, nothing = (Run(self.words(out, wait=WAIT)).wait() for _ in range(2))
+            shutil.rmtree(out)
+            self._lives.append((whole.seconds, nothing.seconds))
+        wholes, nothings = zip(*self._lives[-3:], strict=True)
+        return median(wholes), median(nothings)
 
     def _note_kill(self, victim: Victim, ended: Ended) -> None:
         """Where a kill hit; a journal that it left hot is first read by `status`."""
@@ -292,30 +317,32 @@ def one_line(ended: Ended, name: str) -> str:
     return last
 
 
-def lines_of(board: Board, kills: int, short: bool) -> Iterable[Line]:
+def lines_of(board: Board, kills: int, step: int) -> Iterable[Line]:
     """Every fault, so many kills and in proportion of the others."""
     some = max(4, kills // 5)
     yield board.kills(kills)
-    yield board.export_kills(STEP if short else 1, replacing=False)
-    yield board.export_kills(STEP if short else 1, replacing=True)
+    yield board.export_kills(step, replacing=False)
+    yield board.export_kills(step, replacing=True)
     yield board.signals(some, signal.SIGINT)
     yield board.signals(some, signal.SIGTERM)
-    sizes, pages = (512, 60_000), (1, 14)
-    yield board.full_disk(some, file_size_limit, sizes, "a full disk: no file may grow beyond a random size")
-    yield board.full_disk(some, page_limit, pages, "a full disk: SQLite's max_page_count")
+    size, pages = board.journal_bytes - 1, board.journal_bytes // 4096 - 1
+    yield board.full_disk(some, file_size_limit, (512, size), "a full disk: no file beyond a random size")
+    yield board.full_disk(some, page_limit, (1, pages), "a full disk: SQLite's max_page_count")
+    most = board.export_bytes - 1
+    yield board.full_disk(some, export_size_limit, (0, most), "a full disk while the export is written")
     yield board.no_rights(some)
-    yield board.dying_engine(range(1, 51, STEP if short else 1))
+    yield board.dying_engine(range(1, 51, step))
     yield board.failing_requests(some)
     yield board.two_at_once(some)
 
 
-def scoreboard(kills: int, seed: int, broken: str | None = None, short: bool = False) -> tuple[bool, str]:
+def scoreboard(kills: int, seed: int, problems: int, step: int, broken: str | None) -> tuple[bool, str]:
     """Whether everything is clean, and the table."""
     with tempfile.TemporaryDirectory(prefix="faults-") as base:
         Path(base).chmod(0o755)
-        board = Board(Path(base), seed, broken)
+        board = Board(Path(base), seed, problems, broken)
         start, lines = time.monotonic(), []
-        for line in lines_of(board, kills, short) if broken is None else [board.kills(kills)]:
+        for line in lines_of(board, kills, step) if broken is None else [board.kills(kills)]:
             lines.append(line)
             print(line, file=sys.stderr, flush=True)  # noqa: T201
         places = ", ".join(f"{count} {place}" for place, count in sorted(board.notes.items()))
@@ -328,10 +355,13 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=200, help="random kills; the others in proportion")
     parser.add_argument("--seed", type=int, default=0, help="of their times")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
-    parser.add_argument("--short", action="store_true", help="fewer requests and lines")
+    parser.add_argument("--problems", type=int, default=24, help="of a run, with four samples each")
+    parser.add_argument(
+        "--step", type=int, default=1, help="every so-manieth request and line of an export"
+    )
     parser.add_argument("--broken", choices=sorted(BROKEN), help="a broken journal, to see the board fail")
     given = parser.parse_args()
-    clean, table = scoreboard(given.kills, given.seed, given.broken, given.short)
+    clean, table = scoreboard(given.kills, given.seed, given.problems, given.step, given.broken)
     sys.stdout.write(table)
     if given.out:
         given.out.write_text(table)

@@ -25,6 +25,11 @@ def file_size_limit(size: int) -> Prepare:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def export_size_limit(size: int) -> Prepare:
+    """The same, from the moment on when the export begins."""
+    return lambda: _before_export(file_size_limit(size))
+
+
 def page_limit(pages: int) -> Prepare:
     """SQLite takes the disk for full at so many pages beyond those that are there."""
 
@@ -77,7 +82,7 @@ def lines_run(counted: Path) -> Prepare:
 
 def _count_lines(passed: Callable[[int], Any]) -> None:
     """Call at every line of the modules that write a folder, with how many there were, once it begins."""
-    count, files, write = 0, {folder.__file__, writers.__file__}, run.write_trajectories
+    count, files = 0, {folder.__file__, writers.__file__}
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal count
@@ -88,8 +93,14 @@ def _count_lines(passed: Callable[[int], Any]) -> None:
             passed(count)
         return trace
 
-    def traced(*given: Any, **named: Any) -> Path:
-        sys.settrace(trace)
+    _before_export(lambda: sys.settrace(trace))
+
+
+def _before_export(prepare: Prepare) -> None:
+    write = run.write_trajectories
+
+    def prepared(*given: Any, **named: Any) -> Path:
+        prepare()
         return write(*given, **named)
 
-    run.write_trajectories = traced
+    run.write_trajectories = prepared

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,11 +57,11 @@ def rollout(
         EngineError: the engine died; what had finished is in the journal.
     """
     check_run(problems, verifier, config, out)
-    fill_journal(
-        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
-    )
     wanted = {problem.prompt_id for problem in problems.problems}
-    with JournalReader(out / JOURNAL) as journal:
+    # The lock is held until the folder is there: two runs that end would get in each other's way.
+    with _filled(
+        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
+    ) as journal:
         plan = journal.plan
         assert plan is not None
         kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
@@ -79,6 +80,25 @@ def fill_journal(
     on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
 ) -> None:
     """The sampling of `rollout`, without the folder; arguments and errors as there."""
+    with _filled(
+        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
+    ):
+        pass
+
+
+@contextmanager
+def _filled(
+    problems: ProblemSet,
+    engine: Engine,
+    verifier: Verifier,
+    config: RolloutConfig,
+    out: Path,
+    *,
+    about: Mapping[str, Any] | None,
+    origin: Mapping[str, Any] | None,
+    on_finished: Callable[[Sequence[Finished]], None],
+) -> Iterator[Journal]:
+    """The journal, still locked, with everything sampled."""
     fixed = {
         "policy": engine.policy,
         "verifier": verifier.name,
@@ -107,6 +127,7 @@ def fill_journal(
             ]
         )
         sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
+        yield journal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
