@@ -36,10 +36,12 @@ class Forgetting(ScriptedEngine):
 def answer(request):
     ids = tuple((request.seed + n) % 250 for n in range(tokens))
     text = f"{words}<answer> {request.seed % 3} </answer>"
-    return Completion(id=request.id, text=text, token_ids=ids, logprobs=tuple(-0.001 * n for n in range(tokens)))
+    logprobs = tuple(-0.001 * n for n in range(tokens))
+    return Completion(id=request.id, text=text, token_ids=ids, logprobs=logprobs)
 
 engine = Forgetting(answer, tokenizer=bpe_tokenizer(), concurrency=64, batch=64)
-chosen = [make_problem((Message(role="user", content=f"question {n}"),), str(n % 3)) for n in range(problems)]
+asked = [(Message(role="user", content=f"question {n}"),) for n in range(problems)]
+chosen = [make_problem(messages, str(n % 3)) for n, messages in enumerate(asked)]
 memory, done, total = {}, 0, problems * samples
 
 def finished(batch):
@@ -62,7 +64,11 @@ def measured(out: Path, problems: int, samples: int, tokens: int) -> dict[str, i
     """Bytes of memory at 10 %, at half and at the end of the sampling and of the export; of the journal."""
     words = [str(out), *map(str, (problems, samples, tokens))]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=1500
+        [sys.executable, "-c", SCRIPT, *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout)
@@ -72,9 +78,9 @@ def measured(out: Path, problems: int, samples: int, tokens: int) -> dict[str, i
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """1,800 × 16 trajectories of 300 tokens a turn: less than 8 % of what is sampled stays in memory."""
+    """1,800 × 16 trajectories of 300 tokens a turn: what is sampled, 400 MB, does not stay in memory."""
     found = measured(tmp_path / "run", 1800, 16, 300)
     print({name: f"{size / 1e6:,.0f} MB" for name, size in found.items()})  # noqa: T201
-    growth = found["1.0"] - found["0.1"]
-    assert growth < 64e6
-    assert found["exported"] - found["1.0"] < 400e6
+    assert found["journal"] > 300e6
+    assert found["1.0"] - found["0.1"] < 20e6
+    assert found["exported"] - found["1.0"] < 250e6, "an export holds 512 trajectories at once"
