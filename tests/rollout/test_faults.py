@@ -26,7 +26,7 @@ def board(*more: str) -> tuple[int, dict[str, list[str]]]:
 
 
 def test_no_fault_loses_doubles_or_changes_anything() -> None:
-    code, lines = board("--kills=20", "--step=12")
+    code, lines = board("--kills=20", "--others=4", "--step=16")
     assert len(lines) == 12
     for fault, (times, lost, doubled, identical, left) in lines.items():
         same, endings = identical.split(" of ")
@@ -38,7 +38,7 @@ def test_no_fault_loses_doubles_or_changes_anything() -> None:
 
 @pytest.mark.parametrize("broken", sorted(BROKEN))
 def test_a_broken_journal_is_found_out(broken: str) -> None:
-    code, lines = board("--kills=6", f"--broken={broken}")
+    code, lines = board("--kills=6", "--others=0", f"--broken={broken}")
     ((_, lost, *_),) = lines.values()
     assert int(lost) > 0
     assert code == 1
