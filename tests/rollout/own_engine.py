@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from typing import Any
 
@@ -16,18 +17,29 @@ class Guessing(ScriptedEngine):
         digits: answers are 0 … digits − 1.
         die_at: the request at which it dies; 0 for never.
         wait: seconds a request takes.
+        fail: share of the requests that fail, drawn anew in every process.
     """
 
     def __init__(
-        self, model: str, *, revision: str | None, digits: int = 3, die_at: int = 0, wait: float = 0.0
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        digits: int = 3,
+        die_at: int = 0,
+        wait: float = 0.0,
+        fail: float = 0.0,
     ) -> None:
         self._asked = 0
+        draw = random.Random()
 
         def script(request: Request) -> Completion:
             self._asked += 1
             if self._asked == die_at:
                 raise EngineError(f"died at request {die_at}")
             time.sleep(wait)
+            if draw.random() < fail:
+                return Completion(id=request.id, text="", finish_reason="error", error="drawn to fail")
             return Completion(id=request.id, text=f"<answer> {request.seed % digits} </answer>")
 
         super().__init__(script, policy=model, concurrency=8, batch=3)

@@ -8,8 +8,10 @@ import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -160,6 +162,25 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         sample_to_journal(journal, PROBLEMS, engine(), ExactVerifier(), CONFIG)
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         assert len(journal.scored_keys()) == 21
+
+
+def test_who_only_asks_whether_it_runs_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    Journal(path, {}).close()
+    lock = FileLock(f"{path}.lock", thread_local=False)
+    lock.acquire()
+    # What `live` holds, as long as a slow machine may take over it.
+    free = Timer(0.05, lock.release)
+    free.start()
+    Journal(path, {}).close()
+    free.join()
+
+
+def test_a_journal_that_was_killed_at_birth_holds_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "j").touch()
+    with pytest.raises(ValueError, match="j holds nothing yet"):
+        JournalReader(tmp_path / "j")
+    Journal(tmp_path / "j", {}).close()
 
 
 def test_a_refused_opener_leaves_the_file_free(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from drift_rollout import (
     ScriptedEngine,
     make_problem,
 )
+from drift_rollout import run as run_on_disk
+from drift_rollout.journal import JournalReader
 from drift_rollout.problems import Problem, problem_set
 from drift_rollout.protocol import Protocol
-from drift_rollout.run import check_run, rollout
+from drift_rollout.run import check_run, fill_journal, rollout
 from drift_weights import Message, from_table, read_folder
 
 CONFIG = RolloutConfig(samples=4, protocol=Protocol(max_turns=2))
@@ -104,3 +106,24 @@ def test_bad_golds_are_found_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="5 problems cannot be judged by choice/1"):
         rollout(problem_set(PROBLEMS, source="here"), engine(), ChoiceVerifier(), CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_lock_is_held_until_the_export_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run that began in between would write the same folder at the same time."""
+    write, live = run_on_disk.write_trajectories, []
+
+    def watched(folder: Path, *given: object) -> Path:
+        with JournalReader(tmp_path / "journal.sqlite") as journal:
+            live.append(journal.live)
+        written = write(folder, *given)
+        with pytest.raises(ValueError, match="another run is writing"):
+            fill_journal(problem_set(PROBLEMS, source="here"), engine(), ExactVerifier(), CONFIG, tmp_path)
+        return written
+
+    monkeypatch.setattr(run_on_disk, "write_trajectories", watched)
+    run(tmp_path)
+    assert live == [True]
+    with JournalReader(tmp_path / "journal.sqlite") as journal:
+        assert not journal.live

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +251,17 @@ def test_a_kill_between_the_two_moves_of_an_overwrite_loses_nothing(
     write_folder(path, rows(), "trajectories", {"generation": 3}, overwrite=True)
     assert read_folder(path, "trajectories")[1]["generation"] == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["rollouts"]
+
+
+def test_what_killed_writers_left_is_removed_and_a_living_ones_work_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f".rollouts.writing-{name}" for name in (gone.pid, os.getppid(), "notes")]
+    for folder in [*left, tmp_path / f".others.writing-{gone.pid}"]:
+        (folder / "data").mkdir(parents=True)
+    write_folder(tmp_path / "rollouts", rows(), "trajectories", {})
+    assert [folder.exists() for folder in left] == [False, True, True]
+    assert (tmp_path / f".others.writing-{gone.pid}").exists()
 
 
 @pytest.mark.parametrize(

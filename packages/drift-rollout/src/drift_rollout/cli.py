@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from drift_rollout.engines.opening import (
     open_engine,
     tokenizer_at_hand,
 )
-from drift_rollout.journal import JournalReader
+from drift_rollout.journal import Finished, JournalReader
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
     print_first_prompt,
@@ -36,7 +36,7 @@ from drift_rollout.problems import OnMistake, fewer, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
-from drift_rollout.run import JOURNAL, check_run, fill_journal, origin_of, rollout
+from drift_rollout.run import JOURNAL, check_run, filled_journal, origin_of, rollout
 from drift_rollout.run import export as export_folder
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.verify import VERIFIERS
@@ -171,10 +171,12 @@ def sample(
         if pilot is not None:
             chosen = fewer(found, pilot)
             with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
-                fill_journal(
+                sampled = filled_journal(
                     chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
                 )
-            _print_pilot(console, out, bar, price)
+                with sampled as journal:
+                    rows = journal.finished()
+            _print_pilot(console, rows, config.samples, len(found.problems), bar, price)
             return
         with LiveBar(console, samples * len(found.problems)) as bar:
             folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
@@ -228,15 +230,20 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
     )
 
 
-def _print_pilot(console: Console, out: Path, bar: LiveBar, price: float | None) -> None:
+def _print_pilot(
+    console: Console,
+    rows: Sequence[Finished],
+    samples: int,
+    problems: int,
+    bar: LiveBar,
+    price: float | None,
+) -> None:
     """What a pilot found, and what the whole plan would take at its rate."""
-    with JournalReader(out / JOURNAL) as journal:
-        plan, rows = journal.plan, journal.finished()
-    assert plan is not None
-    found = findings(rows, plan.samples)
-    groups, total = len({row.group for row in rows}), plan.samples * plan.problems
+    found = findings(rows, samples)
+    groups = len({row.group for row in rows})
     pilot = [("pilot", f"{groups:,} problems, {found.trajectories:,} trajectories")]
-    print_findings(console, found, plan.samples, [*pilot, *_projection(found, total, bar, price)])
+    projection = _projection(found, samples * problems, bar, price)
+    print_findings(console, found, samples, [*pilot, *projection])
     console.print("next: the same command without --pilot goes on from here", highlight=False)
 
 

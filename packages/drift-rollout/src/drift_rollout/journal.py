@@ -1,4 +1,4 @@
-"""Every finished trajectory is durable: one SQLite file, one writer, full synchronous.
+"""Every finished trajectory is durable: one SQLite file, one writer, every commit on the disk.
 
 While a run writes, anybody may look: `JournalReader` sees what is committed.
 """
@@ -46,6 +46,9 @@ WHERE NOT scored
 """
 _PATIENCE = 60.0
 """Seconds to wait for somebody who only looks into the file, or, looking, for a commit."""
+
+_LOOK = 0.2
+"""Seconds to wait for the lock: who only asks whether it is held, holds it himself for a moment."""
 
 _PORTION = 256
 """Trajectories that are read at once."""
@@ -108,7 +111,13 @@ class JournalReader:
             raise FileNotFoundError(f"{path.parent} holds no {path.name}; name the folder of a rollout")
         self._connect(path)
         with self._errors_named():
-            self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory LIMIT 1")
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables:
+                self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory LIMIT 1")
+        if not tables:
+            # A run was killed, or is, between the file and its tables.
+            self._db.close()
+            raise ValueError(f"{path} holds nothing yet")
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +230,7 @@ class Journal(JournalReader):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(_lock_of(path))
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=_LOOK)
         except Timeout as error:
             raise ValueError(
                 f"another run is writing to {path}; wait for it, or choose another output"
@@ -268,8 +277,10 @@ class Journal(JournalReader):
             with self._errors_named():
                 # The rollback journal, not WAL: WAL loses its locks on network disks.
                 self._db.execute("PRAGMA journal_mode=DELETE")
-                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA synchronous=EXTRA")
                 with self._db:
+                    # All tables or none, whenever it is killed.
+                    self._db.execute("BEGIN")
                     for statement in _SCHEMA:
                         self._db.execute(statement)
                 self._db.execute(f"SELECT {_SUMMARY} FROM trajectory LIMIT 1")

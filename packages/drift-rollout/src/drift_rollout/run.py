@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,18 +57,19 @@ def rollout(
         EngineError: the engine died; what had finished is in the journal.
     """
     check_run(problems, verifier, config, out)
-    fill_journal(
-        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
-    )
     wanted = {problem.prompt_id for problem in problems.problems}
-    with JournalReader(out / JOURNAL) as journal:
+    # The lock is held until the folder is there: two runs that end would get in each other's way.
+    with filled_journal(
+        problems, engine, verifier, config, out, about=about, origin=origin, on_finished=on_finished
+    ) as journal:
         plan = journal.plan
         assert plan is not None
         kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
         return write_trajectories(out / TRAJECTORIES, kept, plan.manifest)
 
 
-def fill_journal(
+@contextmanager
+def filled_journal(
     problems: ProblemSet,
     engine: Engine,
     verifier: Verifier,
@@ -78,8 +80,8 @@ def fill_journal(
     origin: Mapping[str, Any] | None = None,
     on_finished: Callable[[Sequence[Finished]], None] = lambda batch: None,
     part_of: ProblemSet | None = None,
-) -> None:
-    """The sampling of `rollout`, without the folder; arguments and errors as there.
+) -> Iterator[Journal]:
+    """The journal with everything sampled, still locked; arguments and errors as in `rollout`.
 
     Args:
         part_of: what the run is to sample in the end, if `problems` are only the first of them.
@@ -114,6 +116,7 @@ def fill_journal(
             ]
         )
         sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
+        yield journal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

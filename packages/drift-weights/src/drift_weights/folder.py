@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +30,8 @@ SHARD_BYTES = 450_000_000
 class FolderWriter:
     """A folder that is written shard by shard and appears whole, at the end, or not at all.
 
-    An overwritten folder is moved aside first; a kill in that moment leaves it as `.NAME.old`.
+    An overwritten folder is moved aside first; a kill in that moment leaves it as `.NAME.old`. What killed
+    writers of this folder left is removed by the next one.
 
     Args:
         path: the folder to make; it must not exist, or be empty, unless `overwrite`.
@@ -40,33 +44,40 @@ class FolderWriter:
     def __init__(self, path: Path, kind: str, *, overwrite: bool = False) -> None:
         refuse_replacing(path, overwrite=overwrite)
         self.path, self.kind = path, kind
-        self._scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        self._scratch = path.with_name(f"{_scratch_of(path)}{os.getpid()}")
         self._shards: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows = 0
         self.rows = 0
 
     def __enter__(self) -> Self:
+        _remove_leftovers(self.path)
         shutil.rmtree(self._scratch, ignore_errors=True)
         (self._scratch / "data").mkdir(parents=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            if self._writer is not None:
+                with _errors_named(self.path):
+                    self._writer.close()
+        finally:
+            # On a full disk even closing fails.
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def write(self, table: pa.Table) -> None:
         """Append rows.
 
         Raises:
             ValueError: the table does not fit the schema.
+            OSError: the disk takes no more; it names the folder.
         """
         checked = check(table, SCHEMAS[self.kind], source=f"the {self.kind} table for {self.path}")
         file = self._shard()
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(file, checked.schema, compression="zstd")
-        self._writer.write_table(checked, row_group_size=ROW_GROUP)
+        with _errors_named(self.path):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(file, checked.schema, compression="zstd")
+            self._writer.write_table(checked, row_group_size=ROW_GROUP)
         self._rows += checked.num_rows
         self.rows += checked.num_rows
         if file.stat().st_size >= SHARD_BYTES:
@@ -101,7 +112,8 @@ class FolderWriter:
     def _end_shard(self) -> None:
         if self._writer is None:
             return
-        self._writer.close()
+        with _errors_named(self.path):
+            self._writer.close()
         self._writer = None
         file = self._shard()
         sync(file)
@@ -141,6 +153,43 @@ def swap_folder(scratch: Path, path: Path) -> None:
         path.rename(old)
     scratch.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """PyArrow says that a disk is full, and not where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(f"{path}: {error}") from error
+
+
+def _scratch_of(path: Path) -> str:
+    """What a folder is called while it is written, without the number of the process."""
+    return f".{path.name}.writing-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers of this folder left that were killed: their processes are gone."""
+    for left in path.parent.glob(f"{glob.escape(_scratch_of(path))}*"):
+        number = left.name.removeprefix(_scratch_of(path))
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":
+        # There, asking with signal 0 would end it.
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def read_folder(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
