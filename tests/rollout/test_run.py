@@ -21,7 +21,7 @@ from drift_rollout import run as run_on_disk
 from drift_rollout.journal import JournalReader
 from drift_rollout.problems import Problem, problem_set
 from drift_rollout.protocol import Protocol
-from drift_rollout.run import check_run, fill_journal, rollout
+from drift_rollout.run import check_run, filled_journal, rollout
 from drift_weights import Message, from_table, read_folder
 
 CONFIG = RolloutConfig(samples=4, protocol=Protocol(max_turns=2))
@@ -118,8 +118,12 @@ def test_the_lock_is_held_until_the_export_is_there(
         with JournalReader(tmp_path / "journal.sqlite") as journal:
             live.append(journal.live)
         written = write(folder, *given)
-        with pytest.raises(ValueError, match="another run is writing"):
-            fill_journal(problem_set(PROBLEMS, source="here"), engine(), ExactVerifier(), CONFIG, tmp_path)
+        problems, verifier = problem_set(PROBLEMS, source="here"), ExactVerifier()
+        with (
+            pytest.raises(ValueError, match="another run is writing"),
+            filled_journal(problems, engine(), verifier, CONFIG, tmp_path),
+        ):
+            pass
         return written
 
     monkeypatch.setattr(run_on_disk, "write_trajectories", watched)
