@@ -3,11 +3,11 @@
 OMP_NUM_THREADS=1 uv run benchmarks/rollout_embedded.py --out results.json
 OMP_NUM_THREADS=1 uv run benchmarks/rollout_embedded.py --quick     small, one round
 
-Both answer the same loop (`drift_rollout.sampler`) about the same tiny model in this process, one after the
-other, in an order that rotates from round to round. What is compared is the time of a sampled token, as the
-wall clock has it and as the processor does, prefill and opening included. The manager runs at two widths, as
-its mask over all tokens of a batch makes a wide one dear without flash attention. Then each engine is held to
-what a rollout needs (benchmarks/rollout_criteria.py).
+Both answer the same loop (`drift_rollout.sampler`) about the same tiny model in this process, one after
+the other, in an order that rotates from round to round. What is compared is the time of a sampled token, by
+the wall clock and by the processor's, prefill and opening included. The manager runs at two widths: without
+flash attention its mask spans all tokens of a batch, which makes a wide one dear. Then each engine is held
+to what a rollout needs (benchmarks/rollout_criteria.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from rollout import Chance, tiny_policy
 from rollout_criteria import Found, check
 from rollout_manager import ManagerEngine
 
@@ -35,6 +34,7 @@ from drift_rollout.problems import Problem, make_problem
 from drift_rollout.protocol import Protocol
 from drift_rollout.sampler import RolloutConfig, sample
 from drift_weights.types import Message
+from rollout import Chance, tiny_policy
 
 TURNS, TOKENS = 5, 48
 KINDS = {"sampled": 1.0, "greedy": 0.0}

@@ -69,8 +69,8 @@ class ManagerEngine:
         self._manager.start()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; equal ones next to each other become forks of one."""
-        for _, group in groupby(requests, key=lambda request: (request.token_ids, request.sampling)):
+        """Queue requests; equal first turns next to each other become forks of one."""
+        for _, group in groupby(requests, key=_alike):
             self._fork(list(group))
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
@@ -136,6 +136,12 @@ class ManagerEngine:
             logprobs=tuple(result.logprobs),
             finish_reason="stop" if stopped else "length",
         )
+
+
+def _alike(request: Request) -> tuple[Any, ...]:
+    # Not later turns: forks of a history that the cache holds but for a token make a batch of no tokens,
+    # and end the manager's thread.
+    return request.token_ids, request.sampling, request.continues
 
 
 def _generation(sampling: Sampling, stop: int, *, varied: bool) -> GenerationConfig:
