@@ -162,17 +162,20 @@ def _show_runs(console: Console, runs: list[Run], *, title: str) -> None:
     table = Table(title=f"A sampled token, a tiny Qwen2, one thread, {title}")
     for heading in ("kind", "engine", "tokens", "wall ms", "÷ ours", "CPU ms", "÷ ours"):
         table.add_column(heading, justify="left" if heading in ("kind", "engine") else "right")
-    medians = {}
-    for run in runs:
-        same = [r for r in runs if (r.kind, r.engine) == (run.kind, run.engine)]
-        times = (statistics.median(r.wall / r.tokens for r in same) * 1e3,)
-        times += (statistics.median(r.cpu / r.tokens for r in same) * 1e3,)
-        medians[run.kind, run.engine] = (round(statistics.median(r.tokens for r in same)), *times)
+    medians = {(run.kind, run.engine): _medians(runs, run) for run in runs}
     for (kind, engine), (tokens, wall, cpu) in sorted(medians.items(), key=lambda item: item[0][0]):
         _, own_wall, own_cpu = medians[kind, "ours"]
         cells = (f"{wall:.2f}", f"{wall / own_wall:.2f}", f"{cpu:.2f}", f"{cpu / own_cpu:.2f}")
         table.add_row(kind, engine, f"{tokens:,}", *cells)
     console.print(table)
+
+
+def _medians(runs: list[Run], like: Run) -> tuple[int, float, float]:
+    """Tokens of a run, and milliseconds a token by both clocks."""
+    same = [run for run in runs if (run.kind, run.engine) == (like.kind, like.engine)]
+    wall = statistics.median(run.wall / run.tokens for run in same)
+    cpu = statistics.median(run.cpu / run.tokens for run in same)
+    return round(statistics.median(run.tokens for run in same)), wall * 1e3, cpu * 1e3
 
 
 def _show_criteria(console: Console, found: dict[str, dict[str, Found]]) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from itertools import count, groupby
 from typing import Any
 
-from transformers import GenerationConfig
-from transformers.generation import ContinuousBatchingConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig, GenerationConfig
 
 from drift_rollout.engine import Completion, EngineError, Request, Sampling, failed
 
