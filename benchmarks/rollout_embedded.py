@@ -5,9 +5,9 @@ OMP_NUM_THREADS=1 uv run benchmarks/rollout_embedded.py --quick     small, one r
 
 Both answer the same loop (`drift_rollout.sampler`) about the same tiny model in this process, one after
 the other, in an order that rotates from round to round. What is compared is the time of a sampled token, by
-the wall clock and by the processor's, prefill and opening included. The manager runs at two widths: without
-flash attention its mask spans all tokens of a batch, which makes a wide one dear. Then each engine is held
-to what a rollout needs (benchmarks/rollout_criteria.py).
+the wall clock and by the processor's; prefill is in it, opening is not. The manager runs at two widths, since
+its attention mask spans all tokens of a batch. Then each engine is held to what a rollout needs
+(benchmarks/rollout_criteria.py).
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _roll(
     problems: list[Problem],
     config: RolloutConfig,
 ) -> tuple[Run, Dialogues]:
-    wall, cpu = time.perf_counter(), time.process_time()
     engine = open_engine(config.sampling)
+    wall, cpu = time.perf_counter(), time.process_time()
     rows = list(sample(problems, engine, Chance(), config))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     engine.close()

@@ -18,8 +18,9 @@ from drift_rollout.engine import Completion, EngineError, Request, Sampling, fai
 
 PAGE = 16
 """Tokens of a cache block: what is shared are whole blocks."""
-BLOCKS, BATCH = 4096, 1024
-"""Blocks of the cache and tokens of a pass; its own choices take most of a machine's memory."""
+BLOCKS, BATCH = 48, 1024
+"""Blocks of the cache for each request of a batch, and tokens of a pass; left to itself it sizes both by the
+machine's memory."""
 
 
 class ManagerEngine:
@@ -57,7 +58,7 @@ class ManagerEngine:
             generation_config=_generation(sampling, self._stop, varied=varied),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=PAGE,
-                num_blocks=BLOCKS,
+                num_blocks=max(512, BLOCKS * width),
                 max_batch_tokens=BATCH,
                 max_requests_per_batch=width,
                 return_logprobs=True,
@@ -65,6 +66,8 @@ class ManagerEngine:
                 seed=0,
             ),
         )
+        # So that it allocates its cache now, and not in its thread.
+        self._manager.warmup()
         self._manager.start()
 
     def submit(self, requests: Sequence[Request]) -> None:
