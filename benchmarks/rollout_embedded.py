@@ -5,7 +5,7 @@ OMP_NUM_THREADS=1 uv run benchmarks/rollout_embedded.py --quick     small, one r
 
 Both answer the same loop (`drift_rollout.sampler`) about the same tiny model in this process, one after
 the other, in an order that rotates from round to round. What is compared is the time of a sampled token, by
-the wall clock and by the processor's; prefill is in it, opening is not. The manager runs at two widths, since
+the wall clock and by the processor's; prefill is in it, opening is not. The manager runs at two widths, as
 its attention mask spans all tokens of a batch. Then each engine is held to what a rollout needs
 (benchmarks/rollout_criteria.py).
 """

@@ -19,8 +19,8 @@ from drift_rollout.engine import Completion, EngineError, Request, Sampling, fai
 PAGE = 16
 """Tokens of a cache block: what is shared are whole blocks."""
 BLOCKS, BATCH = 48, 1024
-"""Blocks of the cache for each request of a batch, and tokens of a pass; left to itself it sizes both by the
-machine's memory."""
+"""Blocks of the cache for each request of a batch, and tokens of a pass; left to itself it sizes both by
+the machine's memory."""
 
 
 class ManagerEngine:
