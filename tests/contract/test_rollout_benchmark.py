@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,8 +11,16 @@ import pytest
 
 from drift_rollout.engine import Request, Sampling
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-rollout, simulated = (importlib.import_module(name) for name in ("rollout", "rollout_simulated"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+simulated = importlib.import_module("rollout_simulated")
+# By its place: `rollout` is a package of tests.
+spec = importlib.util.spec_from_file_location("benchmark_of_rollout", BENCHMARKS / "rollout.py")
+assert spec is not None
+assert spec.loader is not None
+rollout = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = rollout
+spec.loader.exec_module(rollout)
 
 
 def request(name: str, seed: int, continues: str | None = None) -> Request:
