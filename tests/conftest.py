@@ -27,7 +27,7 @@ def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The base URL of a `transformers serve`, and the folder of the model that it serves under that name."""
+    """The base URL of a `transformers serve`, and the folder of its model, which is its name."""
     # Imported at use: torch takes seconds.
     from transformers_serve import serving
 

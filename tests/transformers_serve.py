@@ -27,7 +27,7 @@ STARTING_S = 120
 
 
 def learn(folder: Path) -> Path:
-    """A model that answers X1, after the feedback X2, and then X3, by heart; to anything else it babbles."""
+    """A model that answers X1, after the feedback X2, then X3, by heart; anything else makes it babble."""
     tokenizer, model = bpe_tokenizer(), tiny_model(**SHAPE, initializer_range=0.05)
     messages: list[dict[str, str]] = []
     for turn in TURNS:
