@@ -6,6 +6,7 @@ Torch reads the number of threads when it is first imported, and more than one s
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -22,3 +23,13 @@ settings.load_profile("laws")
 def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that has vLLM, for the tests of the marker `vllm`."""
     return interpreter(tmp_path_factory.mktemp("vllm"))
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The base URL of a `transformers serve`, and the folder of its model, which is its name."""
+    # Imported at use: torch takes seconds.
+    from transformers_serve import serving
+
+    with serving(tmp_path_factory.mktemp("served")) as found:
+        yield found

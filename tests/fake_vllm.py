@@ -70,6 +70,8 @@ class FakeVLLM:
     answer: Callable[[list[int]], Any] = lambda ids: ([7, 3], "stop")
     logprob: float = -0.5
     cpu: bool = False
+    cache_tokens: int | None = None
+    """Of one copy's key-value cache."""
     end_ids: Any = 3
     started: list[AsyncEngineArgs] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -119,7 +121,11 @@ class _Engine:
             try_get_generation_config=lambda: {"eos_token_id": fake.end_ids},
         )
         scheduler_config = SimpleNamespace(max_num_seqs=arguments.max_num_seqs)
-        self.vllm_config = SimpleNamespace(model_config=model_config, scheduler_config=scheduler_config)
+        self.vllm_config = SimpleNamespace(
+            model_config=model_config,
+            scheduler_config=scheduler_config,
+            cache_config=SimpleNamespace(kv_cache_size_tokens=fake.cache_tokens),
+        )
 
     @property
     def errored(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,6 +45,23 @@ def chat(text: str = "<answer> 3 </answer>", reason: str = "stop", **message: An
     return Reply(body={"choices": [{"index": 0, "message": said, "finish_reason": reason}]})
 
 
+def spoken(
+    call: Call, ids: Sequence[int], reason: str = "stop", *, after: float = 0.0, **changes: Any
+) -> Reply:
+    """An answer of vLLM's /v1/completions, whose text is not what the ids say."""
+    choice = {
+        "index": 0,
+        "text": "what the server's own decoding made of it",
+        "token_ids": list(ids),
+        "prompt_token_ids": call.body["prompt"],
+        "logprobs": {"token_logprobs": [-0.5 - n for n in range(len(ids))]},
+        "finish_reason": reason,
+        "stop_reason": None,
+        **changes,
+    }
+    return Reply(body={"choices": [choice]}, after=after)
+
+
 class LoopbackOpenAI:
     """Serves `script` on a free port while the `with` block lasts.
 
@@ -65,8 +82,7 @@ class LoopbackOpenAI:
         self._closing = threading.Event()
 
     def __enter__(self) -> LoopbackOpenAI:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Listener(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         return self
@@ -94,7 +110,11 @@ class LoopbackOpenAI:
     def take(self, handler: BaseHTTPRequestHandler) -> Reply:
         """Note a POST and look up its reply."""
         length = int(handler.headers.get("Content-Length") or 0)
-        body = json.loads(handler.rfile.read(length))
+        read = handler.rfile.read(length)
+        if len(read) < length:
+            # Who hangs up before has asked nothing.
+            return Reply(fault="cut")
+        body = json.loads(read)
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._lock:
             call = Call(
@@ -128,10 +148,18 @@ class LoopbackOpenAI:
                 return
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    # Beyond it the kernel resets connections that a client takes for made.
+    request_queue_size = 128
+
+
 def _handler(server: LoopbackOpenAI) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 30
+        # Else the client acknowledges the headers late, and the body waits for that.
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""

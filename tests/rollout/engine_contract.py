@@ -5,7 +5,8 @@
         check(subject)
 
 A check leaves nothing behind in an engine, so that one engine that is slow to open may serve them all
-(`Subject(make=lambda: opened, keep=True)`); `check_closing_twice`, the last of them, closes it.
+(`Subject(make=lambda: opened, keep=True)`); `check_closing_twice`, the last of them, closes it. Nothing
+here needs pytest: vLLM has an environment of its own, and the checks run there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-
-import pytest
 
 from drift_rollout import RolloutConfig, Verified, make_problem, sample
 from drift_rollout.engine import Completion, Engine, Request, Sampling
@@ -104,6 +103,15 @@ def release(engine: Engine, requests: Iterable[Request]) -> None:
         engine.release(request.id)
 
 
+def refusal(engine: Engine, requests: Sequence[Request]) -> str:
+    """What an engine says that does not take these requests."""
+    try:
+        engine.submit(requests)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("the requests were taken")
+
+
 def said(completion: Completion) -> Any:
     """What a response consists of, apart from its id and rounding."""
     assert completion.error is None, completion.error
@@ -128,6 +136,7 @@ def check_description(subject: Subject) -> None:
         assert engine.policy
         assert engine.context_length >= 1
         assert engine.concurrency >= 1
+        assert getattr(engine, "capacity", engine.concurrency) >= engine.concurrency
         assert isinstance(engine.seeded, bool)
         policy = engine.policy
     with subject.opened() as again:
@@ -205,10 +214,12 @@ def check_ids_can_be_used_again(subject: Subject) -> None:
         requests = requests_of(engine, texts(24))
         alone = answers(engine, requests)
         moved = [replace(requests[n], id=requests[-1 - n].id) for n in range(len(requests))]
-        for wait in (None, 0.0, 0.05):
+        for wait, unread in ((None, 0.0), (None, 0.2), (0.0, 0.0), (0.05, 0.0)):
             engine.submit(requests)
             if wait is not None:
                 engine.poll(timeout=wait)
+            # An engine that works by itself finishes some that nobody asks for.
+            time.sleep(unread)
             release(engine, requests)
             got = answers(engine, moved)
             expected = [said(alone[request.id]) for request in requests]
@@ -220,10 +231,8 @@ def check_duplicates_are_refused(subject: Subject) -> None:
     with subject.opened() as engine:
         first, second, third = requests_of(engine, texts(3))
         engine.submit([first])
-        with pytest.raises(ValueError, match=first.id):
-            engine.submit([second, first])
-        with pytest.raises(ValueError, match=third.id):
-            engine.submit([third, third])
+        assert first.id in refusal(engine, [second, first])
+        assert third.id in refusal(engine, [third, third])
         assert [c.id for c in drain(engine)] == [first.id]
         release(engine, [first, second, third])
 
@@ -293,7 +302,8 @@ def check_logprobs(subject: Subject) -> None:
             if subject.logprobs is not None:
                 assert request.token_ids is not None
                 expected = subject.logprobs(request.token_ids, completion.token_ids)
-                assert completion.logprobs == pytest.approx(expected, abs=subject.tolerance)
+                pairs = zip(completion.logprobs, expected, strict=True)
+                assert max(abs(got - true) for got, true in pairs) <= subject.tolerance
 
 
 def check_bad_prompts_fail_alone(subject: Subject) -> None:

@@ -11,9 +11,13 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import asdict
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoModelForCausalLM
 
 from drift_rollout import (
     Completion,
@@ -27,6 +31,15 @@ from drift_rollout import (
 from drift_rollout.engine import Request, Sampling
 from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.engines.options import VLLMOptions
+from embedded import plain_logprobs
+from rollout.engine_contract import CONTRACT, Check, Subject
+
+NEAR = 1e-3
+"""Between log-probabilities of float32 kernels, in nats."""
+FREE = 160
+"""Draws of up to 100 tokens: of 40 without seeds, 1 run in 25 saw no <|endoftext|>, the end of 8 in 100."""
+CHECK_S = 120
+"""Most seconds that a check of the contract may take."""
 
 
 def ask(name: str, ids: list[int], seed: int = 0, **how: Any) -> Request:
@@ -108,20 +121,44 @@ def death(engine: Any, ids: list[int]) -> dict[str, Any]:
     return {"polled": polled, "seconds": seconds, "submitted": submitted}
 
 
+def contract(engine: Any, folder: str) -> dict[str, str]:
+    """What each check of the contract found wrong; nothing if it holds. The last one closes the engine."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    subject = Subject(
+        make=lambda: engine,
+        keep=True,
+        logprobs=lambda ids, sampled: plain_logprobs(model, ids, sampled),
+        tolerance=NEAR,
+        patience=30,
+    )
+    return {check.__name__.removeprefix("check_"): wrong(check, subject) for check in CONTRACT}
+
+
+def wrong(check: Check, subject: Subject) -> str:
+    """The traceback of a check that failed or did not end."""
+    errors: list[BaseException] = []
+    # In a daemon thread, so that one that hangs is given up.
+    running = ThreadPool(1).apply_async(check, (subject,), error_callback=errors.append)
+    running.wait(CHECK_S)
+    if not running.ready():
+        return f"it did not end within {CHECK_S} s"
+    return "".join(traceback.format_exception(errors[0])) if errors else ""
+
+
 def facts(engine: Any) -> dict[str, Any]:
-    names = ("policy", "seeded", "concurrency", "context_length")
+    names = ("policy", "seeded", "concurrency", "capacity", "context_length")
     return {name: getattr(engine, name) for name in names}
 
 
-def opened(plan: dict[str, Any], **how: Any) -> Any:
-    """A VLLMEngine in float32 on the plan's policy, as a command line opens it."""
+def opened(plan: dict[str, Any], model: str = "policy", **how: Any) -> Any:
+    """A VLLMEngine in float32 on one of the plan's models, as a command line opens it."""
     small: dict[str, Any] = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 16}
     small |= {"enforce_eager": True, "extra": {"block_size": 32}}
-    return open_engine(EngineOptions(name="vllm", vllm=VLLMOptions(**small, **how)), plan["policy"])
+    return open_engine(EngineOptions(name="vllm", vllm=VLLMOptions(**small, **how)), plan[model])
 
 
 def everything(plan: dict[str, Any]) -> dict[str, Any]:
-    """What an engine must do, one on the policy and one with its adapter; the latter is killed."""
+    """What engines must do: one on the policy, one with its adapter, one for the contract."""
     found: dict[str, Any] = {}
     prompts = plan["prompts"]
     engine = opened(plan)
@@ -130,7 +167,7 @@ def everything(plan: dict[str, Any]) -> dict[str, Any]:
     hot = {"temperature": 0.7, "top_p": 0.8}
     found["hot"] = shown(answers(engine, [ask(name, ids, **hot) for name, ids in prompts.items()]))
     free = {"temperature": 1.0, "max_new_tokens": 100}
-    found["free"] = shown(answers(engine, [ask(f"f{n}", prompts["short"], n, **free) for n in range(40)]))
+    found["free"] = shown(answers(engine, [ask(f"f{n}", prompts["short"], n, **free) for n in range(FREE)]))
     found["refused"] = shown(
         answers(engine, [ask("long", [5] * 256), ask("none", []), ask("wide", [5] * 250)])
     )
@@ -145,6 +182,8 @@ def everything(plan: dict[str, Any]) -> dict[str, Any]:
     found["adapter"] = facts(engine)
     found["adapted"] = greedy(engine, plan)
     found["death"] = death(engine, prompts["short"])
+
+    found["contract"] = contract(opened(plan, "stopping"), plan["stopping"])
     return found
 
 

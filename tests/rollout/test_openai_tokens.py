@@ -15,8 +15,8 @@ from drift_rollout.protocol import Protocol
 from drift_rollout.rendering import ChatRenderer
 from drift_weights import Message
 from drift_weights.fingerprint import tokenizer_fingerprint
-from loopback_openai import Call, Reply
-from remote import answered, ask, opened
+from loopback_openai import spoken
+from remote import answered, ask, gather, opened
 from tiny import bpe_tokenizer
 
 TOKENIZER = bpe_tokenizer()
@@ -38,21 +38,6 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def letters(text: str) -> list[int]:
     """One id a character: never what encoding the text at once gives."""
     return [i for character in text for i in TOKENIZER(character, add_special_tokens=False)["input_ids"]]
-
-
-def spoken(call: Call, ids: list[int], reason: str = "stop", **changes: Any) -> Reply:
-    """An answer of vLLM's /v1/completions."""
-    choice = {
-        "index": 0,
-        "text": "what the server's own decoding made of it",
-        "token_ids": ids,
-        "prompt_token_ids": call.body["prompt"],
-        "logprobs": {"token_logprobs": [-0.5 - n for n in range(len(ids))]},
-        "finish_reason": reason,
-        "stop_reason": None,
-        **changes,
-    }
-    return Reply(body={"choices": [choice]})
 
 
 def test_ids_go_out_and_sampled_ids_come_back(serve) -> None:
@@ -134,6 +119,15 @@ def test_requests_without_ids_are_refused_and_nothing_is_queued(serve) -> None:
         engine.submit([ask("a", token_ids=(5,)), ask("b")])
     assert engine.poll() == []
     assert server.calls == []
+
+
+def test_an_empty_prompt_fails_alone_and_is_not_asked(serve) -> None:
+    server, engine = serve(lambda call: spoken(call, [5, END]))
+    engine.submit([ask("a", token_ids=()), ask("b", token_ids=(5,))])
+    got = gather(engine, 2)
+    assert (got["a"].finish_reason, got["a"].error) == ("error", "the prompt is empty")
+    assert got["b"].token_ids == (5, END)
+    assert [call.body["prompt"] for call in server.calls] == [[5]]
 
 
 def test_the_response_gets_what_the_context_leaves(serve) -> None:

@@ -229,6 +229,12 @@ class TestActors:
             with pytest.raises(EngineError, match=r"broken, as asked.* restarts are used up"):
                 engine.poll()
 
+    @pytest.mark.parametrize(("each", "both"), [(None, 8), (9, 18)])
+    def test_what_the_actors_remember_adds_up(self, tmp_path: Path, each: int | None, both: int) -> None:
+        """An engine that names no capacity has its concurrency."""
+        with closing(on_ray("guessing", folder=str(tmp_path), capacity=each)) as engine:
+            assert (engine.concurrency, engine.capacity) == (8, both)
+
     def test_actors_of_different_policies_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"opened policy p\d+, the others p\d+; give every node"):
             on_ray("guessing", folder=str(tmp_path), policy="p{pid}")

@@ -274,6 +274,21 @@ def test_copies_share_the_load_and_keep_their_dialogues(opened: Opened, fake: Fa
     assert [asked.copy for asked in fake.asked[8:]] == [0, other], "though copy 1 is idle"
 
 
+@pytest.mark.parametrize(
+    ("length", "tokens", "expected"),
+    [(64, None, 4), (64, 255, 4), (64, 320, 5), (64, 10**9, 16), (32768, 2048 * 7 + 1, 7)],
+)
+def test_it_remembers_as_many_dialogues_as_its_cache_holds(
+    opened: Opened, fake: FakeVLLM, length: int, tokens: int | None, expected: int
+) -> None:
+    """Of at most 2,048 tokens each: at least those that it answers at once, at most four times as many."""
+    fake.cache_tokens = tokens
+    engine = opened(max_model_len=length, max_num_seqs=4)
+    assert (engine.concurrency, engine.capacity) == (4, expected)
+    copies = opened(max_model_len=length, max_num_seqs=4, data_parallel_size=3)
+    assert (copies.concurrency, copies.capacity) == (12, 3 * expected), "vLLM gives the cache of one copy"
+
+
 def test_every_request_is_answered_with_the_adapter(opened: Opened, fake: FakeVLLM, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "adapter", r=12, rank_pattern={"q_proj": 40})
     engine = opened(adapter=str(folder))

@@ -23,6 +23,8 @@ class Facts:
     context_length: int
     seeded: bool
     concurrency: int
+    capacity: int
+    """Of an engine that names none, its concurrency."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +76,7 @@ class Host:
             context_length=engine.context_length,
             seeded=engine.seeded,
             concurrency=engine.concurrency,
+            capacity=getattr(engine, "capacity", engine.concurrency),
         )
 
     def command(self, number: int, command: Command) -> None:

@@ -142,7 +142,7 @@ class OpenAIEngine:
         for request in requests:
             if request.id in taken:
                 raise ValueError(f"request {request.id!r} exists already; release it or rename this one")
-            if self.tokenizer is not None and not request.token_ids:
+            if self.tokenizer is not None and request.token_ids is None:
                 raise ValueError(f"request {request.id!r} has no token_ids; render its messages first")
             if request.continues in self._running:
                 raise ValueError(f"request {request.id!r} continues {request.continues!r}, still running")

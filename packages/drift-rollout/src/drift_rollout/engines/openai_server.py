@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import openai
 
-from drift_rollout.engine import Completion, EngineError, Request
+from drift_rollout.engine import Completion, EngineError, Request, no_room
 from drift_rollout.engines.openai_answers import (
     UNMODIFIED,
     AnswerError,
@@ -90,10 +90,11 @@ class Server:
 
     async def answer(self, request: Request) -> Completion | Exception:
         """One request, through the gate, with its retries."""
-        room = self.context_length - len(request.token_ids or ())
-        if self._tokenizer is not None and room < 1:
-            context = f"in a context of {self.context_length}"
-            return failed(request, f"{len(request.token_ids or ())} prompt tokens leave no room {context}")
+        prompt = request.token_ids or ()
+        error = None if self._tokenizer is None else no_room(prompt, self.context_length)
+        if error is not None:
+            return failed(request, error)
+        room = self.context_length - len(prompt)
         async with self._gate:
             return await self._ask(request, room)
 

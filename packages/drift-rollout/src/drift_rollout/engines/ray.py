@@ -120,6 +120,11 @@ class RayEngine:
         """The sum of the actors'."""
         return sum(facts.concurrency for facts in self._facts)
 
+    @property
+    def capacity(self) -> int:
+        """The sum of the actors'."""
+        return sum(facts.capacity for facts in self._facts)
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Send requests to actors; what an actor's engine refuses, the next `poll` raises.
 

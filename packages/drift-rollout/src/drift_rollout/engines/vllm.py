@@ -82,6 +82,7 @@ class VLLMEngine:
             self.policy = vllm_arguments.policy_of(name, revision, self.tokenizer, options)
             config = self._engine.vllm_config
             self.concurrency = config.scheduler_config.max_num_seqs * self._copies
+            self.capacity = vllm_arguments.kept_dialogues(config) * self._copies
             self.context_length = config.model_config.max_model_len
             self.seeded = vllm_arguments.takes_seeds()
             self._vocabulary = config.model_config.get_vocab_size()

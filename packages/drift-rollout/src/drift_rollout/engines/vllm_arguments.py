@@ -16,6 +16,10 @@ from drift_weights.fingerprint import folder_weights, policy_fingerprint
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What max_lora_rank may be."""
+_DIALOGUE = 2048
+"""Tokens of the cache that a dialogue is taken to need; what a longer one loses is computed again."""
+_REMEMBERED = 4
+"""Dialogues remembered at most, as a multiple of those that are answered at once."""
 _OPTIONAL = ("max_model_len", "gpu_memory_utilization", "max_num_seqs", "quantization")
 _ALWAYS = ("dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enforce_eager")
 
@@ -106,6 +110,21 @@ def prompt_and_sampling(request: Request, stops: Sequence[int], seed: int | None
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
     return tokens_input(list(request.token_ids)), sampling
+
+
+def kept_dialogues(config: Any) -> int:
+    """Dialogues whose caches vLLM can keep while others are answered, of one copy of the model.
+
+    As many as its key-value cache holds, but no fewer than it answers at once, and no more than four
+    times that.
+
+    Args:
+        config: vLLM's own, of a started engine.
+    """
+    at_once = config.scheduler_config.max_num_seqs
+    longest = min(config.model_config.max_model_len, _DIALOGUE)
+    fit = (config.cache_config.kv_cache_size_tokens or 0) // longest
+    return int(min(max(fit, at_once), _REMEMBERED * at_once))
 
 
 def concerns_one_request(error: BaseException) -> bool:
