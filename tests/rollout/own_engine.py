@@ -53,3 +53,15 @@ def guessing(**options: Any) -> list[str]:
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
 """In which a process of its own finds it."""
+
+
+class Nothing:
+    """No engine."""
+
+    policy = "nothing"
+
+    def __init__(self, model: str, *, revision: str | None) -> None:
+        pass
+
+    def submit(self, requests: Any) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from drift_rollout.cli import main
 from drift_rollout.journal import JournalReader
 from drift_weights import from_table, read_folder
+from drift_weights.cli import main as weights
 from rollout.own_engine import ENVIRONMENT, guessing
 from tiny import bpe_tokenizer
 
@@ -199,6 +201,83 @@ def test_a_folder_without_a_run(
     code, said = refused(capsys, [*command, str(tmp_path), *more])
     assert code == 2
     assert "holds no journal.sqlite; name the folder of a rollout" in said
+
+
+def test_a_partial_export_declares_no_k(problems: Path, tmp_path: Path) -> None:
+    """drift-weights takes its groups as they come; a whole one declares K."""
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        main(words(problems, out, die_at=60))
+    for name, more in (("whole", []), ("part", ["--partial"])):
+        main(["export", str(out), str(tmp_path / name), *more])
+        _, manifest = read_folder(tmp_path / name, "trajectories")
+        assert manifest["rollout"]["samples"] == (4 if name == "whole" else None)
+        weights(["reweight", str(tmp_path / name), str(tmp_path / f"{name}-weighted")])
+
+
+def test_a_smaller_plan_counts_its_own(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words(problems, tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "trajectories")
+    main([*words(problems, tmp_path / "run"), "--samples=2", "--limit=10"])
+    capsys.readouterr()
+    main(["status", str(tmp_path / "run")])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "20 of 20 (100.0%), and 4 of problems of an earlier plan" in shown
+    assert "of 2 a group" in shown
+
+
+def test_samples_that_are_all_alike_are_told(
+    problems: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(words(problems, tmp_path / "varied"))
+    assert "begin with the same response" not in caplog.text
+    main(words(problems, tmp_path / "alike", digits=1))
+    assert "the samples of each of 12 problems begin with the same response" in caplog.text
+    caplog.clear()
+    main([*words(problems, tmp_path / "greedy", digits=1), "--sampling.temperature=0"])
+    assert "begin with the same response" not in caplog.text
+
+
+def test_a_run_that_solves_nothing_is_an_alarm(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems.write_text(problems.read_text().replace('"answer": ', '"answer": 9'))
+    main([*words(problems, tmp_path / "run"), "--pilot=3"])
+    assert "Alarm: not one of 3 problems was solved" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (
+            "rollout.own_engine.Nothing",
+            "lacks tokenizer, context_length, seeded, concurrency, poll, release",
+        ),
+        ("nowhere.Engine", "its folder on PYTHONPATH"),
+        ("rollout.own_engine.Guessing --engine.own.nope=1", "unexpected keyword argument 'nope'"),
+    ],
+)
+def test_an_engine_that_is_none_is_told(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str, said: str
+) -> None:
+    run = ["sample", str(problems), "guess", str(tmp_path / "run"), "--engine", *engine.split()]
+    code, line = refused(capsys, run)
+    assert (code, line.count("\n")) == (2, 1)
+    assert said in line
+
+
+def test_places_that_are_no_output_are_told(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "is a model's folder" in refused(capsys, words(problems, tmp_path / "model"))[1]
+    main(words(problems, tmp_path / "run"))
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"problem": "another", "answer": 1}))
+    assert "trajectories of other problems" in refused(capsys, words(others, tmp_path / "run"))[1]
 
 
 def keys(out: Path) -> set[tuple[str, int, str, int]]:

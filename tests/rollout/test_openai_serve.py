@@ -42,7 +42,8 @@ def test_it_is_greedy_until_it_is_told_to_sample(served: tuple[str, str]) -> Non
     """As the documentation says, and the model's stop tokens still end a response."""
     url, name = served
     problem = make_problem((Message(role="user", content=ASKED),), "X1")
-    for extra, temperature, expected in (({}, 9.0, 1), (SAMPLES, 9.0, 4), (SAMPLES, 0.1, 1)):
+    typed = {"generation_config": {"do_sample": True, "top_k": 0}}
+    for extra, temperature, expected in (({}, 9.0, 1), (typed, 9.0, 4), (SAMPLES, 0.1, 1)):
         sampling = Sampling(temperature=temperature, max_new_tokens=25)
         config = RolloutConfig(samples=4, protocol=Protocol(max_turns=1), sampling=sampling)
         options = OpenAIOptions(base_url=url, extra_body=extra)

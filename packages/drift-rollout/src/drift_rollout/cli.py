@@ -175,11 +175,16 @@ def sample(
                     chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
                 )
                 with sampled as journal:
-                    rows = journal.finished()
+                    wanted = {problem.prompt_id for problem in chosen.problems}
+                    rows = [row for row in journal.finished() if row.prompt_id in wanted]
             _print_pilot(console, rows, config.samples, len(found.problems), bar, price)
             return
         with LiveBar(console, samples * len(found.problems)) as bar:
             folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
+    with JournalReader(out / JOURNAL) as journal:
+        wanted = {problem.prompt_id for problem in found.problems}
+        rows = [row for row in journal.finished() if row.prompt_id in wanted]
+    print_findings(console, findings(rows, samples), samples, [])
     if bar.unscored:
         console.print(
             f"{bar.unscored} dialogues ended unscored; run again to sample them anew", highlight=False
@@ -201,9 +206,12 @@ def status(out: Path) -> None:
     found = findings(rows, plan.samples)
     left = max(0, total - found.trajectories)
     word = "running" if live else "not running" if left else "complete"
+    done = min(found.trajectories, total)
+    more = found.trajectories - done
+    besides = f", and {more:,} of problems of an earlier plan" if more else ""
     lines = [
         ("state", word),
-        ("trajectories", f"{found.trajectories:,} of {total:,} ({found.trajectories / total:.1%})"),
+        ("trajectories", f"{done:,} of {total:,} ({done / total:.1%}){besides}"),
     ]
     if live and left:
         rate = recent_rate(rows, now)
@@ -220,7 +228,7 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
     Args:
         out: the folder of a rollout.
         folder: the folder to make.
-        partial: take groups, too, of which some trajectories are missing or unscored.
+        partial: take groups, too, of which trajectories are missing or unscored; K is not declared then.
         overwrite: replace a folder of ours.
     """
     done = export_folder(out, folder, partial=partial, overwrite=overwrite)

@@ -24,6 +24,8 @@ from drift_weights.diagnostics import GroupComposition, group_composition
 from drift_weights.returns import trajectory_return
 from drift_weights.weights import BETA, effective_sample_size, group_weights
 
+_MALFORMED = 0.5
+"""Share of malformed turns above which something is wrong with prompt or policy."""
 WINDOW = 600.0
 """Seconds that a rate looks back on."""
 
@@ -53,9 +55,10 @@ def findings(rows: Sequence[Finished], samples: int) -> Findings:
     """Count finished trajectories; composition and ESS are over complete groups alone.
 
     Args:
-        rows: of a journal.
+        rows: of a journal; samples beyond K, of an earlier plan, do not count.
         samples: K.
     """
+    rows = [row for row in rows if row.sample < samples]
     scored = [row for row in rows if row.scored]
     sizes: dict[tuple[str, int, str], int] = {}
     for row in scored:
@@ -107,6 +110,23 @@ def print_findings(
     for name, value in [*lines, *_lines(found, samples)]:
         table.add_row(name, value)
     console.print(table, highlight=False)
+    for alarm in alarms(found):
+        console.print(f"[bold yellow]Alarm:[/] {alarm}", highlight=False)
+
+
+def alarms(found: Findings) -> list[str]:
+    """What should be looked at before anybody trains on it."""
+    said = []
+    if found.composition is not None and found.composition.coverage == 0:
+        said.append(
+            f"not one of {found.complete:,} problems was solved: nothing can be learned from them; look at "
+            "some responses, the prompt and the verifier"
+        )
+    if found.malformed > _MALFORMED:
+        said.append(
+            f"{found.malformed:.0%} of the turns have no readable answer; look at some, and at the prompt"
+        )
+    return said
 
 
 def duration(seconds: float) -> str:

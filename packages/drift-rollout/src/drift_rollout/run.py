@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from drift_weights.manifest import read_manifest
 from drift_weights.schema import to_table
 from drift_weights.types import Trajectory
 
+_log = logging.getLogger(__name__)
 JOURNAL = "journal.sqlite"
 TRAJECTORIES = "trajectories"
 _ROWS = 512
@@ -65,7 +67,43 @@ def rollout(
         plan = journal.plan
         assert plan is not None
         kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
-        return write_trajectories(out / TRAJECTORIES, kept, plan.manifest)
+        alike = _Alike()
+        folder = write_trajectories(out / TRAJECTORIES, alike.watch(kept), plan.manifest)
+    if config.sampling.temperature > 0 and alike.everywhere:
+        _log.warning(
+            "the samples of each of %d problems begin with the same response, and so groups teach nothing; "
+            "does the engine decode greedily, or ignore seeds?",
+            alike.groups,
+        )
+    return folder
+
+
+class _Alike:
+    """Whether all first responses of each group are one and the same."""
+
+    def __init__(self) -> None:
+        self.groups = 0
+        """Of two samples at least."""
+        self._varied = False
+        self._group: tuple[str, int, str] | None = None
+        self._first = ""
+        self._size = 0
+
+    @property
+    def everywhere(self) -> bool:
+        """In every group, of which there are two at least."""
+        return self.groups > 1 and not self._varied
+
+    def watch(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """The same trajectories, sorted by group."""
+        for trajectory in trajectories:
+            group, response = trajectory.key[:3], trajectory.turns[0].response
+            if group != self._group:
+                self._group, self._first, self._size = group, response, 0
+            self._size += 1
+            self.groups += self._size == 2
+            self._varied |= response != self._first
+            yield trajectory
 
 
 @contextmanager
@@ -162,7 +200,11 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
             )
         # What came in since then is of the next export.
         kept = (trajectory for trajectory in journal.trajectories() if trajectory.key in keys)
-        write_trajectories(folder, kept, plan.manifest, overwrite=overwrite)
+        manifest = dict(plan.manifest)
+        if groups - complete:
+            # Groups of other sizes than K are not declared to have K rows.
+            manifest["rollout"] = {**manifest["rollout"], "samples": None}
+        write_trajectories(folder, kept, manifest, overwrite=overwrite)
     incomplete = len({row.group for row in rows} - complete)
     return Exported(folder=folder, groups=len(groups), trajectories=len(keys), incomplete=incomplete)
 
@@ -187,6 +229,8 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
             lose something: trajectories of no journal, of other problems, or of a larger K.
     """
     check_targets(problems.problems, verifier)
+    if (out / "config.json").is_file():
+        raise ValueError(f"{out} is a model's folder; choose another output")
     folder = out / TRAJECTORIES
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -194,6 +238,10 @@ def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, o
         raise ValueError(f"{folder} is there, and {out} holds no run that made it; choose another output")
     wanted = {problem.prompt_id for problem in problems.problems}
     before = _sampled(folder)
+    if before and not any(prompt_id in wanted for prompt_id, _ in before):
+        raise ValueError(
+            f"{folder} holds trajectories of other problems, or of another prompt; choose another output"
+        )
     kept = sum(prompt_id in wanted and sample < config.samples for prompt_id, sample in before)
     if kept < len(before):
         raise ValueError(

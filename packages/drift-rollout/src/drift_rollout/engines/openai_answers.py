@@ -106,6 +106,14 @@ def token_completion(request: Request, body: str, tokenizer: Any, *, logprobs: b
     )
 
 
+def as_sent(extra_body: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's further fields; `transformers serve` takes its `generation_config` as text that is JSON."""
+    sent = dict(extra_body)
+    if isinstance(sent.get("generation_config"), Mapping):
+        sent["generation_config"] = json.dumps(sent["generation_config"])
+    return sent
+
+
 def failed(request: Request, error: str) -> Completion:
     """A request that got no response."""
     no_room = _NO_ROOM.search(error) is not None

@@ -18,6 +18,7 @@ from drift_rollout.engines.openai_answers import (
     UNMODIFIED,
     AnswerError,
     UnfitServerError,
+    as_sent,
     chat_body,
     chat_completion,
     failed,
@@ -118,7 +119,7 @@ class Server:
         return completion
 
     async def _send(self, request: Request, room: int) -> str:
-        extra = {**UNMODIFIED.get(self.served.software or "", {}), **self._options.extra_body}
+        extra = {**UNMODIFIED.get(self.served.software or "", {}), **as_sent(self._options.extra_body)}
         # The client types every field; what they hold is decided elsewhere.
         create: Any
         if self._tokenizer is None:

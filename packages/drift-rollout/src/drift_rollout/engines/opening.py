@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -47,8 +48,7 @@ def open_engine(options: EngineOptions, model: str, *, revision: str | None = No
     if options.ray.actors:
         return _on_ray(options, model, revision)
     if options.name not in ENGINES:
-        engine: Engine = _own(options.name)(model, revision=revision, **options.own)
-        return engine
+        return _opened(options, model, revision)
     try:
         return ENGINES[options.name](options, model, revision)
     except ModuleNotFoundError as error:
@@ -123,12 +123,33 @@ def _on_ray(options: EngineOptions, model: str, revision: str | None) -> Engine:
     return RayEngine(partial(open_engine, alone, model, revision=revision), options.ray)
 
 
+def _opened(options: EngineOptions, model: str, revision: str | None) -> Engine:
+    """An engine of a user's own."""
+    kind = _own(options.name)
+    try:
+        inspect.signature(kind).bind(model, revision=revision, **options.own)
+    except TypeError as error:
+        raise ValueError(
+            f"engine {options.name!r} is called with the model, revision= and engine.own, and: {error}"
+        ) from error
+    engine: Engine = kind(model, revision=revision, **options.own)
+    facts = ("policy", "tokenizer", "context_length", "seeded", "concurrency")
+    methods = ("submit", "poll", "release", "close")
+    missing = [name for name in (*facts, *methods) if not hasattr(engine, name)]
+    if missing:
+        raise ValueError(
+            f"engine {options.name!r} lacks {', '.join(missing)}: see drift_rollout.engine.Engine"
+        )
+    return engine
+
+
 def _own(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None) if module else None
     except ModuleNotFoundError as error:
-        raise ValueError(f"engine {path!r}: {error}") from error
+        hint = "a module of your own has to be installed, or its folder on PYTHONPATH"
+        raise ValueError(f"engine {path!r}: {error}; {hint}") from error
     if found is None:
         raise ValueError(f"engine {path!r} is none of {', '.join(ENGINES)}, and no package.module.Class")
     return found
