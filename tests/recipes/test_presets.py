@@ -21,6 +21,8 @@ PAPER = {
     "recipes/paper/train-llama3.1-8b-fsdp2.yaml": "meta-llama/Llama-3.1-8B-Instruct",
 }
 SMOKE = "recipes/cpu-smoke.yaml"
+ROLLOUT = "recipes/paper/rollout-qwen2.5-3b.yaml"
+"""Of another command: test_rollout_preset.py."""
 STATED = {
     "data.batch_size": 128,
     "trainer.max_steps": 200,
@@ -72,7 +74,7 @@ def test_every_preset_is_listed_here_and_opens_with_its_own_command(preset: str)
     words = first_line(preset)
     assert words[:3] == ["fit", "--config", preset]
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
-    assert found == {*PAPER, SMOKE}
+    assert found == {*PAPER, SMOKE, ROLLOUT}
 
 
 @pytest.mark.parametrize("preset", PAPER)
