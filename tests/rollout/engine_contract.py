@@ -271,6 +271,7 @@ def check_ends(subject: Subject) -> None:
     with subject.opened() as engine:
         requests = requests_of(engine, texts(64), temperature=1.0)
         got = answers(engine, requests)
+        assert [c.error for c in got.values() if c.error is not None] == []
         assert {c.finish_reason for c in got.values()} == {"length", "stop"}
         for completion in got.values():
             if completion.token_ids is None:
