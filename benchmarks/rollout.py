@@ -27,12 +27,12 @@ from rollout_schedules import SCHEDULES, serial
 from rollout_simulated import PER_SLOT, SLOTS, STEP, SimulatedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from drift_rollout import ExactVerifier, Verified
 from drift_rollout.engine import Sampling
 from drift_rollout.engines.transformers import TransformersEngine
 from drift_rollout.problems import Problem, make_problem
 from drift_rollout.protocol import Protocol
 from drift_rollout.sampler import RolloutConfig
-from drift_rollout.verify import ExactVerifier, Verified
 from drift_weights.types import Message
 
 PROMPTS = (32, 256, 1800)

@@ -11,9 +11,9 @@ import pytest
 from drift_eval.benchmark import Benchmark
 from drift_eval.run import evaluate
 from drift_eval.scoring import score
+from drift_rollout import ChoiceVerifier, ExactVerifier
 from drift_rollout.engine import Completion, Request, ScriptedEngine
 from drift_rollout.problems import Problem, make_problem
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier
 from drift_weights.schema import from_table
 from drift_weights.types import Message
 

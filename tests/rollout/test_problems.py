@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drift_rollout import ChoiceVerifier, ExactVerifier, Verified
 from drift_rollout.problems import (
     ProblemSet,
     check_targets,
@@ -17,7 +18,6 @@ from drift_rollout.problems import (
     problem_set,
 )
 from drift_rollout.prompts import PromptTemplate
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier, Verified
 from drift_weights import Message
 
 BARE = PromptTemplate(system=None, user="{problem}")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier, Verifier, extract_answer
+from drift_rollout import ChoiceVerifier, ExactVerifier, Verifier, extract_answer
 
 TAGS = ["<answer>", "</answer>", "<think>", "</think>", "7"]
 # Orders of one of each, so that well-formed and almost well-formed responses are common; and any mixture.

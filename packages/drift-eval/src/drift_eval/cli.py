@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 from jsonargparse import auto_cli
@@ -22,13 +21,14 @@ from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
 from drift_rollout.ending import early_end
-from drift_rollout.engines.opening import EngineOptions, engine_facts, engine_words, open_engine
+from drift_rollout.engines.opening import EngineOptions, engine_facts, open_engine
 from drift_rollout.journal import Finished
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
 from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
-from drift_rollout.verify import VERIFIERS, Verifier
+from drift_rollout.shorthand import named_words
+from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
 from drift_weights.cli import option_words, refuse
 from drift_weights.folder import refuse_existing
 from drift_weights.schema import TRAJECTORIES
@@ -38,7 +38,7 @@ from drift_weights.types import Malformed
 def main(args: list[str] | None = None) -> None:
     """Entry point of drift-eval; a user's mistake is one line and exit code 2."""
     try:
-        words = engine_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
+        words = named_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
@@ -82,7 +82,7 @@ def run(
     model: str,
     out: Path,
     *,
-    verifier: Literal["exact", "choice"] | Verifier = "exact",
+    verifier: VerifierOptions = VerifierOptions(),
     prompt: str | PromptTemplate = "eval-math",
     question: str = "problem",
     answer: str = "answer",
@@ -100,7 +100,7 @@ def run(
         problems: a JSONL, JSON, Parquet or CSV file with a question and an answer column.
         model: a folder or Hub id of a causal language model with a chat template.
         out: folder for the journal, trajectories/, scores.json and accuracy.png.
-        verifier: exact, choice, or the import path of another.
+        verifier: how answers are judged, by name or import path, and its options.
         prompt: a template of D.7 by name, or one of your own with `user` and `system`.
         question: column with the problem's text.
         answer: column with the gold answer.
@@ -111,7 +111,7 @@ def run(
         engine: which engine answers, by name or import path, and its settings.
     """
     template = choose_template(prompt)
-    judge = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
+    judge = open_verifier(verifier)
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
     found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
     _refuse_scores(out)

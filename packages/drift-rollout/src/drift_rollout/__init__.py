@@ -6,10 +6,13 @@ from drift_rollout.problems import Problem, ProblemSet, load_problems, make_prob
 from drift_rollout.prompts import TEMPLATES, PromptTemplate
 from drift_rollout.protocol import Dialogue, Protocol, advance
 from drift_rollout.sampler import RolloutConfig, sample, sample_to_journal
-from drift_rollout.verify import ChoiceVerifier, ExactVerifier, Verified, Verifier, extract_answer
+from drift_rollout.verifiers.choice import ChoiceVerifier
+from drift_rollout.verifiers.exact import ExactVerifier
+from drift_rollout.verify import AnswerVerifier, Verified, Verifier, extract_answer
 
 __all__ = [
     "TEMPLATES",
+    "AnswerVerifier",
     "ChoiceVerifier",
     "Completion",
     "Dialogue",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import auto_cli
 from rich.console import Console
@@ -19,7 +19,6 @@ from drift_rollout.engine import Sampling
 from drift_rollout.engines.opening import (
     EngineOptions,
     engine_facts,
-    engine_words,
     open_engine,
     tokenizer_at_hand,
 )
@@ -39,7 +38,8 @@ from drift_rollout.protocol import Protocol
 from drift_rollout.run import JOURNAL, check_run, filled_journal, origin_of, rollout
 from drift_rollout.run import export as export_folder
 from drift_rollout.sampler import RolloutConfig
-from drift_rollout.verify import VERIFIERS
+from drift_rollout.shorthand import named_words
+from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
 from drift_weights.cli import option_words, refuse
 
 _FLAGS = {"dry_run", "check_gold", "partial", "overwrite"}
@@ -50,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
 
     An engine that died gives exit code 1, an interrupt 130; either way the same command goes on.
     """
-    words = engine_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
+    words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
     commands: dict[str, Any] = {"sample": sample, "status": status, "export": export}
     try:
         auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
@@ -64,7 +64,7 @@ def sample(
     out: Path,
     *,
     prompt: str | PromptTemplate = "rollout-metamath",
-    verifier: Literal["exact", "choice"] = "exact",
+    verifier: VerifierOptions = VerifierOptions(),
     source: SourceName = "table",
     question: str | None = None,
     answer: str | None = None,
@@ -99,7 +99,7 @@ def sample(
         model: a folder or Hub id of a causal language model with a chat template.
         out: folder for the journal and, when all is sampled, `trajectories/`.
         prompt: a template of D.7 by name, or one of your own with `user` and `system`.
-        verifier: how answers are judged.
+        verifier: how answers are judged, by name or import path, and its options.
         source: table (the gold is a column), metamath-math (MetaMathQA's MATH rows), math or gsm8k.
         question: column with the problem's text; the source's own if not given.
         answer: column with the gold answer, or the text that says it; likewise.
@@ -128,7 +128,7 @@ def sample(
         check_gold: list the golds that fail their own verifier, and load no model.
     """
     console = Console()
-    template, judge = choose_template(prompt), VERIFIERS[verifier]
+    template, judge = choose_template(prompt), open_verifier(verifier)
     config = RolloutConfig(
         samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round, prefill=prefill
     )

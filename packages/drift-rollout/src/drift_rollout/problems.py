@@ -10,7 +10,7 @@ from typing import Any, Literal
 from drift_rollout.problem_files import locate
 from drift_rollout.problem_sources import SourceName, row_format, stated
 from drift_rollout.prompts import PromptTemplate
-from drift_rollout.verify import Verifier
+from drift_rollout.verify import Verifier, mark_answer
 from drift_weights.types import Message, prompt_id
 
 OnMistake = Literal["refuse", "drop"]
@@ -243,13 +243,14 @@ def golds_that_fail(problems: Iterable[Problem], verifier: Verifier) -> list[Fai
     No model can solve them by answering with the gold, so their groups teach the wrong thing.
     """
     failed = []
+    stated_by = getattr(verifier, "gold_response", mark_answer)
     for problem in problems:
         reason = _refusal(problem, verifier)
         if reason is not None:
             failed.append(FailedGold(problem=problem, verdict="refused", reason=reason.lstrip(": ")))
             continue
         target = problem.target or ""
-        verdict = verifier.verify(f"<answer> {target} </answer>", target).verdict
+        verdict = verifier.verify(stated_by(target), target).verdict
         if verdict != "correct":
             failed.append(FailedGold(problem=problem, verdict=verdict))
     return failed

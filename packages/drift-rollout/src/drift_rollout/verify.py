@@ -1,15 +1,32 @@
-"""From a response to a verdict: the answer grammar, and the verifiers `exact` and `choice`."""
+"""From a response to a verdict: the answer grammar, and what every verifier is held to."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Protocol
+import unicodedata
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Literal, Protocol
 
 from drift_weights.types import Verdict
 
+Grammar = Literal["answer", "boxed"]
+"""How a response marks its answer: <answer>…</answer> (D.7), or \\boxed{…}."""
+
 _OPEN, _CLOSE = "<answer>", "</answer>"
-_LETTER = re.compile(r"[\s(\[]*([A-J])[\s)\].:]*")
+# Whatever a reader would take for a tag of ours.
+_ANSWER_TAG = re.compile(r"<\s{0,9}/?\s{0,9}answer\b[^<>]{0,99}>", re.IGNORECASE)
+_THINK_TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}think\b[^<>]{0,99}>", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_GAP = re.compile(r"\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# Control characters that are no white space, and what Unicode calls default-ignorable.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U000e0000-\U000e0fff]"
+)
+_LOOK_ALIKES = str.maketrans("аеѕһіԝ‹›〈〉⟨⟩", "aeshiw<><><>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,19 +38,24 @@ class Verified:
     verdict: Verdict
 
 
+MALFORMED = Verified(answer=None, verdict="malformed")
+
+
 class Verifier(Protocol):
     """V(y) ∈ {0, 1} of eq. 21, deterministic: the same response and target give the same verdict.
 
     Every target is checked before the first response is sampled, so that a gold answer that nothing
     can match does not come to light in the middle of a run.
 
-    One that takes its time may have a `concurrency`, an int ≥ 1: then so many threads call `verify` at
-    once while the engine goes on. Without it the loop calls `verify` itself, in its own thread.
+    A verifier may have, besides: `concurrency`, an int ≥ 1, if it takes its time: so many threads then
+    call `verify` at once while the engine goes on, where otherwise the loop itself does. `gold_response`,
+    a function of a target that returns a response which gives it as the answer; without it that is
+    `<answer> target </answer>`. `close`, called when the run is over.
     """
 
     @property
     def name(self) -> str:
-        """Name and version, as the manifest records it."""
+        """Name, version, and the options that bear on a verdict, as the manifest records them."""
 
     def check_target(self, target: str) -> None:
         """Raise ValueError for a gold answer that this verifier cannot hold a response against."""
@@ -42,85 +64,111 @@ class Verifier(Protocol):
         """Judge one response against the gold answer."""
 
 
-def extract_answer(response: str) -> str | None:
-    """The one answer of a response, or None when it is malformed.
+@dataclass(frozen=True, kw_only=True)
+class AnswerVerifier(ABC):
+    """A verifier that reads the one answer of a response and judges it alone.
+
+    Args:
+        grammar: how a response marks its answer.
+    """
+
+    grammar: Grammar = "answer"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As in `Verifier`."""
+
+    @abstractmethod
+    def check_target(self, target: str) -> None:
+        """As in `Verifier`."""
+
+    @abstractmethod
+    def judge(self, answer: str, target: str) -> Verified:
+        """Judge the text of an answer, without tags or box, against the gold answer."""
+
+    def named(self, version: str) -> str:
+        """The name of a version, with every option that is not the default's and bears on a verdict."""
+        changed = {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.metadata.get("bears_on_verdicts", True)
+            and getattr(self, option.name) != option.default
+        }
+        return " ".join([version, *(f"{name}={value}" for name, value in sorted(changed.items()))])
+
+    def verify(self, response: str, target: str) -> Verified:
+        """Judge the one answer of a response; a response without one is malformed."""
+        answer = extract_answer(response, self.grammar)
+        return MALFORMED if answer is None else self.judge(answer, target)
+
+    def gold_response(self, target: str) -> str:
+        """A response that gives the gold answer."""
+        return mark_answer(target, self.grammar)
+
+
+def mark_answer(answer: str, grammar: Grammar = "answer") -> str:
+    """A response that is nothing but this answer."""
+    return f"\\boxed{{{answer}}}" if grammar == "boxed" else f"{_OPEN} {answer} {_CLOSE}"
+
+
+def extract_answer(response: str, grammar: Grammar = "answer") -> str | None:
+    r"""The one answer of a response, or None when it is malformed.
 
     The grammar: exactly one complete <answer>…</answer> in the whole response, behind the last
     </think>. None, several, one inside thinking, a stray tag, or a <think> that never closes is
-    malformed.
+    malformed. So is one beside a tag that a reader would take for another: in capitals, with spaces or
+    attributes, with characters that are not seen or only look like those of the tag. Under `boxed` the
+    same holds of \boxed{…} and \fbox{…}, braces balanced.
     """
+    found = _boxed(response) if grammar == "boxed" else _tagged(response)
+    return None if found is None else found.strip()
+
+
+def _tagged(response: str) -> str | None:
+    # Counted first: most malformed responses, and all floods of tags, end here.
     if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
         return None
     start, end = response.index(_OPEN), response.index(_CLOSE)
-    thought_end = response.rfind("</think>")
-    unclosed = response.rfind("<think>") > thought_end
-    if end < start or start < thought_end or unclosed:
+    seen = _seen(response)
+    opening, closing = seen.find(_OPEN), seen.find(_CLOSE)
+    if end < start or len(_ANSWER_TAG.findall(seen)) != 2 or not _thought_is_over(seen, opening, closing):
         return None
-    return response[start + len(_OPEN) : end].strip()
+    return response[start + len(_OPEN) : end]
 
 
-@dataclass(frozen=True, slots=True)
-class ExactVerifier:
-    """Equality of lower-cased text without white space, the rule behind the paper's numbers."""
-
-    name: str = "exact/1"
-
-    def check_target(self, target: str) -> None:
-        """Refuse a target that is blank: an empty answer would equal it."""
-        if not _squeeze(target):
-            raise ValueError(f"the target must not be blank, got {target!r}")
-
-    def verify(self, response: str, target: str) -> Verified:
-        """Correct if and only if answer and target are equal in lower case without white space.
-
-        An empty answer is wrong, whatever the target.
-        """
-        found = extract_answer(response)
-        if found is None:
-            return Verified(answer=None, verdict="malformed")
-        answer = _squeeze(found)
-        correct = answer != "" and answer == _squeeze(target)
-        return Verified(answer=answer, verdict="correct" if correct else "wrong")
+def _boxed(response: str) -> str | None:
+    boxes = list(islice(_BOX.finditer(response), 2))
+    seen = _seen(response)
+    places = list(islice(_BOX.finditer(seen), 2))
+    if len(boxes) != 1 or len(places) != 1 or not _thought_is_over(seen, *places[0].span()):
+        return None
+    return _in_braces(response, boxes[0].end())
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceVerifier:
-    """One option letter A-J, case-sensitive; brackets, a full stop or a colon around it are tolerated.
-
-    Anything else ("A or B", "I think B", "b") is malformed, so no letter is ever picked out of prose.
-    """
-
-    name: str = "choice/1"
-
-    def check_target(self, target: str) -> None:
-        """Refuse a target that is no single letter A-J."""
-        _gold_letter(target)
-
-    def verify(self, response: str, target: str) -> Verified:
-        """Correct if and only if the answer is the target's letter.
-
-        Raises:
-            ValueError: the target is no single letter A-J.
-        """
-        gold = _gold_letter(target)
-        found = extract_answer(response)
-        letter = None if found is None else _LETTER.fullmatch(found)
-        if letter is None:
-            return Verified(answer=None, verdict="malformed")
-        answer = letter.group(1)
-        return Verified(answer=answer, verdict="correct" if answer == gold else "wrong")
+def _thought_is_over(seen: str, start: int, end: int) -> bool:
+    """Whether the last tag of thinking closes it, ahead of the answer."""
+    if _THINK_TAG.search(seen, start, end) or _THINK_TAG.search(seen, end):
+        return False
+    before = _THINK_TAG.findall(seen, 0, start)
+    return not before or before[-1] == "/"
 
 
-def _gold_letter(target: str) -> str:
-    letter = _LETTER.fullmatch(target)
-    if letter is None:
-        raise ValueError(f"the target of a choice must be one letter A-J, got {target!r}")
-    return letter.group(1)
+def _in_braces(text: str, start: int) -> str | None:
+    """What stands in the balanced braces that open here; escaped ones are characters."""
+    opening = _GAP.match(text, start)
+    if opening is None:
+        return None
+    depth = 1
+    for brace in _BRACE.finditer(text, opening.end()):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[opening.end() : brace.start()]
+    return None
 
 
-def _squeeze(text: str) -> str:
-    return "".join(text.split()).lower()
-
-
-VERIFIERS: dict[str, Verifier] = {"exact": ExactVerifier(), "choice": ChoiceVerifier()}
-"""The verifiers by the name that a configuration uses."""
+def _seen(text: str) -> str:
+    """The text as a reader sees it: without characters that show nothing, look-alikes made equal."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
+    return _INVISIBLE.sub("", text)

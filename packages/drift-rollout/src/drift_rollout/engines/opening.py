@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -86,11 +85,6 @@ def tokenizer_at_hand(name: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
     except (ModuleNotFoundError, OSError):
         return None
-
-
-def engine_words(words: Sequence[str]) -> list[str]:
-    """Let `--engine NAME` stand for `--engine.name NAME` on a command line."""
-    return [re.sub(r"^--engine(?==|$)", "--engine.name", word) for word in words]
 
 
 def _vllm(options: EngineOptions, model: str, revision: str | None) -> Engine:

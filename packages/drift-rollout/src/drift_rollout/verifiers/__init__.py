@@ -1,0 +1,1 @@
+"""The verifiers; each is read in its own file."""
