@@ -8,6 +8,7 @@ from typing import Any
 
 from drift_rollout.verifiers.choice import ChoiceVerifier
 from drift_rollout.verifiers.exact import ExactVerifier
+from drift_rollout.verifiers.math import MathOptions, MathVerifier
 from drift_rollout.verify import Grammar, Verifier
 
 
@@ -20,6 +21,7 @@ class VerifierOptions:
     """exact, choice, numeric, math, or a verifier of your own by import path (`package.module.Class`)."""
     grammar: Grammar = "answer"
     """How a response marks its answer: `answer` is <answer>…</answer>, `boxed` is \\boxed{…}."""
+    math: MathOptions = field(default_factory=MathOptions)
     own: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a verifier by import path."""
 
@@ -38,5 +40,6 @@ def open_verifier(options: VerifierOptions) -> Verifier:
 VERIFIERS: dict[str, Callable[[VerifierOptions], Verifier]] = {
     "exact": lambda options: ExactVerifier(grammar=options.grammar),
     "choice": lambda options: ChoiceVerifier(grammar=options.grammar),
+    "math": lambda options: MathVerifier(grammar=options.grammar, options=options.math),
 }
 """The verifiers by the name that a configuration uses."""

@@ -1,0 +1,144 @@
+"""Whether two normal forms are the same mathematics; what they do not tell is asked of math-verify."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from drift_rollout.verifiers.normal_form import Form
+from drift_rollout.verifiers.numerals import Numeral
+
+Ask = Callable[[str, str], bool]
+"""Of two texts, the gold first: whether math-verify takes the second for the first."""
+
+_ELEMENTS = 20
+"""Longest list whose elements are compared one by one."""
+_ROUNDED = 6
+"""Decimal places at which a number with a decimal point equals another, as for math-verify."""
+_SMALL = Fraction(1, 1000)
+"""Below it, a gold is never rounded: six places of it say too little."""
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![A-Za-z])")
+"""An inequality, which an interval may stand for."""
+_LETTERS_BEHIND = re.compile(r"[\d.]+[A-Za-z]+")
+
+
+# No slots: jsonargparse reads the fields of a default from its __dict__.
+@dataclass(frozen=True, kw_only=True)
+class MathGuards:
+    r"""What math-verify would accept and these refuse; each can be turned off."""
+
+    units: bool = True
+    """A letter is no unit (`3m` is not 3), and two units that are given have to be the same."""
+    brackets: bool = True
+    """A tuple is no set: `(1,2)` is not `\\{1,2\\}`; a bare list is a set."""
+    repeats: bool = True
+    """A list has the elements of the gold, each as often: `3,3` is not 3."""
+    unevaluated: bool = True
+    """A gold that is a plain number wants one: `8+9` is not 17. Fractions, mixed numbers, repeating
+    decimals and powers of ten are plain numbers."""
+    subscripts: bool = True
+    """A base that is written has to be the same: `11_2` is not 11."""
+    words: bool = True
+    """Words are spelled, not multiplied: `listen` is not `silent`."""
+    names: bool = True
+    """Two names that are given have to be the same: `y=3` is not `x=3`."""
+    percent: bool = False
+    """A percent sign counts: `5` is not `5\\%`, but `0.05` is. Off, both are."""
+
+
+def equal(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
+    """Whether an answer is the gold: by spelling, as a number, element by element, or by math-verify."""
+    if guards.units and gold.unit and said.unit and gold.unit != said.unit:
+        return False
+    if _same_spelling(gold, said):
+        return True
+    if _refused(gold, said, guards):
+        return False
+    if gold.number and said.number:
+        return _same_number(gold, said, guards)
+    if guards.repeats and _is_list(gold, said):
+        return _same_elements(gold, said, guards, ask)
+    return ask(*_texts(gold, said))
+
+
+def _named_otherwise(gold: Form, said: Form) -> bool:
+    return gold.name is not None and said.name is not None and gold.name != said.name
+
+
+def _same_spelling(gold: Form, said: Form) -> bool:
+    if gold.percent != said.percent or _named_otherwise(gold, said):
+        return False
+    return gold.text == said.text or ((gold.textual or said.textual) and gold.spelled == said.spelled)
+
+
+def _refused(gold: Form, said: Form, guards: MathGuards) -> bool:
+    if gold.textual:
+        return guards.words
+    if gold.base or said.base:
+        return guards.subscripts and gold.base != said.base
+    if guards.names and _named_otherwise(gold, said):
+        return True
+    if _kind(gold) != _kind(said) and (gold.elements or said.elements) and not _RELATION.search(gold.text):
+        return guards.brackets
+    if gold.number and not said.number and not said.elements:
+        if _LETTERS_BEHIND.fullmatch(said.text):
+            return guards.units
+        return guards.unevaluated
+    return False
+
+
+def _kind(form: Form) -> str:
+    """The brackets of a tuple or interval; a bare list and a single value are a set without them."""
+    return "" if form.brackets == "{}" else form.brackets
+
+
+def _same_number(gold: Form, said: Form, guards: MathGuards) -> bool:
+    assert gold.number is not None
+    assert said.number is not None
+    if gold.percent == said.percent:
+        return _close(gold.number, said.number)
+    scaled = [_scaled(form) for form in (gold, said)]
+    return _close(*scaled) or (not guards.percent and _close(gold.number, said.number))
+
+
+def _scaled(form: Form) -> Numeral:
+    assert form.number is not None
+    return Numeral(form.number.value / 100, True) if form.percent else form.number
+
+
+def _close(gold: Numeral, said: Numeral) -> bool:
+    if gold.value == said.value:
+        return True
+    if not (gold.decimal or said.decimal) or abs(gold.value) < _SMALL:
+        return False
+    return round(gold.value, _ROUNDED) == round(said.value, _ROUNDED)
+
+
+def _is_list(gold: Form, said: Form) -> bool:
+    if not gold.elements and (not said.elements or _RELATION.search(gold.text)):
+        return False
+    return len(gold.elements) <= _ELEMENTS
+
+
+def _same_elements(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
+    wanted, left = gold.elements or (gold,), list(said.elements or (said,))
+    if len(wanted) != len(left):
+        return False
+    if _kind(gold):
+        return all(equal(g, s, guards, ask) for g, s in zip(wanted, left, strict=True))
+    for element in wanted:
+        found = next((i for i, other in enumerate(left) if equal(element, other, guards, ask)), None)
+        if found is None:
+            return False
+        left.pop(found)
+    return True
+
+
+def _texts(gold: Form, said: Form) -> tuple[str, str]:
+    """What math-verify is to read; names only where both are named, and differently."""
+    named = _named_otherwise(gold, said)
+    texts = [f"{form.name}={form.text}" if named else form.text for form in (gold, said)]
+    signs = ["\\%" if form.percent else "" for form in (gold, said)]
+    return texts[0] + signs[0], texts[1] + signs[1]
