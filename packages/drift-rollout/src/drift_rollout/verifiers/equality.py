@@ -50,6 +50,8 @@ class MathGuards:
 
 def equal(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
     """Whether an answer is the gold: by spelling, as a number, element by element, or by math-verify."""
+    if gold.elements and said.as_list is not None:
+        said = said.as_list
     if guards.units and gold.unit and said.unit and gold.unit != said.unit:
         return False
     if _same_spelling(gold, said):
@@ -70,6 +72,8 @@ def _named_otherwise(gold: Form, said: Form) -> bool:
 def _same_spelling(gold: Form, said: Form) -> bool:
     if gold.percent != said.percent or _named_otherwise(gold, said):
         return False
+    if gold.base is not None and gold.base == said.base:
+        return True
     return gold.text == said.text or ((gold.textual or said.textual) and gold.spelled == said.spelled)
 
 
@@ -128,8 +132,11 @@ def _same_elements(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool
         return False
     if _kind(gold):
         return all(equal(g, s, guards, ask) for g, s in zip(wanted, left, strict=True))
-    for element in wanted:
-        found = next((i for i, other in enumerate(left) if equal(element, other, guards, ask)), None)
+    # What is spelled alike goes first: it costs nothing, and leaves less to ask about.
+    for element in sorted(wanted, key=lambda g: not any(_same_spelling(g, s) for s in left)):
+        found = next((i for i, other in enumerate(left) if _same_spelling(element, other)), None)
+        if found is None:
+            found = next((i for i, other in enumerate(left) if equal(element, other, guards, ask)), None)
         if found is None:
             return False
         left.pop(found)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from drift_rollout.verifiers.equality import MathGuards, equal
 from drift_rollout.verifiers.normal_form import Form, depth, normal_form
@@ -18,6 +20,9 @@ from drift_rollout.verify import AnswerVerifier, Verified
 from drift_weights.types import Verdict
 
 _WORKER = Path(__file__).with_name("math_worker.py")
+_NO_VERDICT = frozenset({"timeout", "memory", "workers"})
+_GRACE = 30.0
+"""Seconds above its limit after which a process that should have said so is given up."""
 _MEMO = 1 << 16
 """Pairs whose verdict is kept."""
 
@@ -69,34 +74,17 @@ class MathVerifier(AnswerVerifier):
     _pool: WorkerPool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        try:
-            self.version  # noqa: B018
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(f"{error}; install drift-rollout[math]") from error
-        command = [sys.executable, "-P", str(_WORKER), str(self.options.memory)]
+        if importlib.util.find_spec("math_verify") is None:
+            raise ValueError("the verifier math needs math-verify; install drift-rollout[math]")
+        command = [sys.executable, "-P", str(_WORKER)]
         object.__setattr__(self, "_pool", WorkerPool(command, size=self.options.workers))
-
-    @property
-    def version(self) -> str:
-        """Of math-verify."""
-        return importlib.metadata.version("math-verify")
 
     @property
     def name(self) -> str:
         """As in `Verifier`; limits of time and memory bear on no verdict."""
-        guards = self.options.guards
-        changed = {
-            option.name: getattr(guards, option.name)
-            for option in fields(guards)
-            if getattr(guards, option.name) != option.default
-        }
-        for option in ("max_length", "max_depth"):
-            if getattr(self.options, option) != getattr(MathOptions(), option):
-                changed[option] = getattr(self.options, option)
-        if self.grammar != "answer":
-            changed["grammar"] = self.grammar
-        said = [f"{name}={value}" for name, value in sorted(changed.items())]
-        return " ".join([f"math/1 math-verify={self.version}", *said])
+        changed = {**_changed(self.options.guards), **_changed(self.options), **_changed(self)}
+        words = [f"{name}={changed[name]}" for name in sorted(changed.keys() - _NO_VERDICT)]
+        return " ".join([f"math/1 math-verify={importlib.metadata.version('math-verify')}", *words])
 
     @property
     def concurrency(self) -> int:
@@ -142,13 +130,24 @@ class MathVerifier(AnswerVerifier):
             if (gold, said) in self._memo:
                 self._memo.move_to_end((gold, said))
                 return self._memo[gold, said]
-        question = [gold, said, not self.options.guards.units, self.options.timeout]
-        found = bool(self._pool.ask(question, seconds=self.options.timeout))
+        options = self.options
+        question = [gold, said, not options.guards.units, options.timeout, options.memory << 20]
+        found: bool | str = self._pool.ask(question, seconds=options.timeout + _GRACE)
+        if found == "timeout":
+            raise TimeoutError(f"math-verify had no answer after {options.timeout:g} s")
+        if not isinstance(found, bool):
+            raise WorkerDiedError("the process that asked math-verify was killed")
         with self._lock:
             self._memo[gold, said] = found
             if len(self._memo) > _MEMO:
                 self._memo.popitem(last=False)
         return found
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    """The plain options that are not the default's."""
+    values = {option.name: (getattr(options, option.name), option.default) for option in fields(options)}
+    return {name: value for name, (value, default) in values.items() if default not in (value, MISSING)}
 
 
 @lru_cache(maxsize=1 << 14)

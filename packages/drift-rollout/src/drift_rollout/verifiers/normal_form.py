@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from drift_rollout.verifiers.numerals import Numeral, read_numeral, written
@@ -45,6 +45,7 @@ _GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))")
 _ARGUMENT = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\\])")
+_PERCENT = re.compile("\ue000?\\s*(?:\\\\?%|\\bpercent)\\s*\ue001?$")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|(?<=\d)\s*(\s)\s*(?=[\d.])|\s+")
@@ -53,11 +54,13 @@ _NAMED = re.compile(
 )
 _BASE = re.compile(r"(-?[0-9A-F]+)_(?:\{(\d+)\}|(\d+))")
 _BASE_TEN = re.compile(r"^(-?\d+)_(?:\{10\}|10)$")
+_LETTER = re.compile(r"^\(([A-Za-z])\)$")
+_WORDS = re.compile("\ue000[^\ue001]*[A-Za-z]{2}|\ue000[^,\ue001]*[A-Za-z][^,\ue001]*\ue001")
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _BRACKETS = {"(": ")", "[": "]", "\\{": "\\}"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Form:
     """An answer in its normal form.
 
@@ -67,6 +70,7 @@ class Form:
         name: what is said to be equal to it, such as `x` of `x = 5`.
         percent: whether a percent sign stands behind it.
         textual: whether it is words, which are spelled and not computed.
+        as_list: what it is if its commas part values, where they may part thousands.
     """
 
     text: str
@@ -74,6 +78,7 @@ class Form:
     name: str | None = None
     percent: bool = False
     textual: bool = False
+    as_list: Form | None = None
 
     @cached_property
     def number(self) -> Numeral | None:
@@ -83,14 +88,16 @@ class Form:
     @cached_property
     def canonical(self) -> str:
         """The same for all spellings of one answer, as far as spelling goes."""
-        value = self.spelled if self.number is None else written(self.number.value)
+        value = self.spelled if self.textual else self.text
+        if self.number is not None:
+            value = written(self.number.value)
         return value + ("%" if self.percent else "")
 
     @cached_property
     def spelled(self) -> str:
         """As words: without full stops and outer brackets; case counts for single letters alone."""
-        words = re.sub(r"[A-Za-z]{2,}", lambda match: match[0].casefold(), self.text.replace(".", ""))
-        return words.strip("()") if self.textual else self.text
+        words = self.text.replace(".", "").strip("()")
+        return re.sub(r"[A-Za-z]{2,}", lambda match: match[0].casefold(), words)
 
     @cached_property
     def base(self) -> tuple[str, str] | None:
@@ -126,21 +133,39 @@ class Form:
 def normal_form(text: str) -> Form:
     """The normal form of an answer; of a long one in time that grows with its length alone."""
     text = _formula(_without_markup(text))
-    text = _LIST_WORD.sub(",", text) if re.search(r"\d", text) else text
-    text = text.strip().rstrip(".,;: ").strip()
+    text = _listed(text).strip().rstrip(".,;: ").strip()
+    listed, text = text, _without_grouping(text)
+    form = _form(text)
+    return form if text == listed else replace(form, as_list=_form(listed))
+
+
+def _form(text: str) -> Form:
     text, percent = _without_percent(text)
     text, unit = without_unit(text)
     if unit == "degree" or not _TRIGONOMETRY.search(text):
         text, degrees = _DEGREE.subn("", text)
         unit = unit or ("degree" if degrees else None)
-    textual = "\ue000" in text and not _only_wraps_a_value(text)
-    text = _tight(text.replace("\ue000", " ").replace("\ue001", " "))
-    text = _BASE_TEN.sub(r"\1", text)
+    textual = _WORDS.search(text) is not None
+    text = _BASE_TEN.sub(r"\1", _tight(text.replace("\ue000", " ").replace("\ue001", " ")))
     name = _NAMED.fullmatch(text)
     if name is not None:
-        return Form(name["value"], unit, name["name"], percent)
-    textual = textual or (bool(_RUN.search(text)) and "\\" not in text)
-    return Form(text, unit, None, percent, textual)
+        return Form(text=name["value"], unit=unit, name=name["name"], percent=percent)
+    textual = textual or (_RUN.search(text) is not None and "\\" not in text)
+    return Form(text=_LETTER.sub(r"\1", text), unit=unit, percent=percent, textual=textual)
+
+
+def _listed(text: str) -> str:
+    """With a comma for `and` and `or`, between values and between single letters."""
+    values = re.search(r"\d", text) or not re.search("[A-Za-z]{2,}", _LIST_WORD.sub(",", text))
+    return _LIST_WORD.sub(",", text) if values else text
+
+
+def _without_grouping(text: str) -> str:
+    """Digits without commas or spaces between thousands; in brackets a comma parts values."""
+    text = _GROUPS.sub(lambda match: match[0].replace(" ", ""), text)
+    if re.search(r"[(\[]|\\\{", text):
+        return text
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
 
 
 def depth(text: str) -> int | None:
@@ -185,7 +210,7 @@ def _without_markup(text: str) -> str:
     text = _DELIMITER.sub(" ", text)
     text = _HSPACE.sub(" ", _SIZING.sub("", _SPACING.sub(" ", text)))
     text = _TEXT_COMMAND.sub("\ue000\\1\ue001", text)
-    return _FRAC.sub(r"\\frac", re.sub(r"^\s*(?:\\approx|\\sim|[€£¥])\s*", "", text))
+    return _FRAC.sub(r"\\frac", text)
 
 
 def _formula(text: str) -> str:
@@ -193,6 +218,7 @@ def _formula(text: str) -> str:
     box = _BOX.match(text)
     if box is not None and _closing(text, box.end() - 1) == len(text.rstrip()):
         text = text.rstrip()[box.end() : -1]
+    text = re.sub(r"^\s*(?:\\approx|\\sim|[€£¥])\s*", "", text)
     text = _FUNCTION.sub(r"\\\1", text.replace("**", "^"))
     for call in ("\\sqrt(", "^("):
         while (start := text.find(call)) >= 0 and (end := _closing(text, start + len(call) - 1)):
@@ -206,20 +232,12 @@ def _folded(text: str) -> str:
 
 
 def _without_percent(text: str) -> tuple[str, bool]:
-    bare = re.sub(r"\s*(?:\\?%|\ue000?\s*\bpercent\s*\ue001?)$", "", text)
+    bare = _PERCENT.sub("", text)
     return bare, bare != text
-
-
-def _only_wraps_a_value(text: str) -> bool:
-    """Whether the words are no words: a number in \\text{…}, letters of a formula."""
-    return re.search(r"\ue000[^\ue001]*[A-Za-z][^\ue001]*\ue001", text) is None
 
 
 def _tight(text: str) -> str:
     """Without spaces, but where one parts a command from a letter or two numbers."""
-    text = _GROUPS.sub(lambda match: match[0].replace(" ", ""), text)
-    if not re.search(r"[(\[]|\\\{", text):
-        text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     text = _SQRT_BARE.sub(r"\\sqrt{\1}", _with_braces(text))
     text = _SPACE.sub(lambda match: f"{match[1]} " if match[1] else match[2] or "", text)
     return text[1:-1] if text.startswith("{") and _closing(text, 0) == len(text) else text
