@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from drift_rollout.verifiers.normal_form import Form
+from drift_rollout.verifiers.normal_form import Form, normal_form
 from drift_rollout.verifiers.numerals import Numeral
 
 Ask = Callable[[str, str], bool]
@@ -16,11 +16,13 @@ Ask = Callable[[str, str], bool]
 _ELEMENTS = 20
 """Longest list whose elements are compared one by one."""
 _ROUNDED = 6
-"""Decimal places at which a number with a decimal point equals another, as for math-verify."""
+"""Decimal places at which a number with a decimal point equals another, as for math-verify.
+A gold without a point is exact if it is a whole number."""
 _SMALL = Fraction(1, 1000)
 """Below it, a gold is never rounded: six places of it say too little."""
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![A-Za-z])")
 """An inequality, which an interval may stand for."""
+_APPROXIMATELY = "\\approx"
 _LETTERS_BEHIND = re.compile(r"[\d.]+[A-Za-z]+")
 
 
@@ -43,13 +45,15 @@ class MathGuards:
     words: bool = True
     """Words are spelled, not multiplied: `listen` is not `silent`."""
     names: bool = True
-    """Two names that are given have to be the same: `y=3` is not `x=3`."""
+    """Two names that are given have to be the same: `y=3` is not `x=3`, and `f'` is not `f`."""
     percent: bool = False
     """A percent sign counts: `5` is not `5\\%`, but `0.05` is. Off, both are."""
 
 
 def equal(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
     """Whether an answer is the gold: by spelling, as a number, element by element, or by math-verify."""
+    if _APPROXIMATELY in gold.text + said.text:
+        return _same_approximation(gold, said, guards, ask)
     if gold.elements and said.as_list is not None:
         said = said.as_list
     if guards.units and gold.unit and said.unit and gold.unit != said.unit:
@@ -62,11 +66,29 @@ def equal(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
         return _same_number(gold, said, guards)
     if guards.repeats and _is_list(gold, said):
         return _same_elements(gold, said, guards, ask)
-    return ask(*_texts(gold, said))
+    texts = _texts(gold, said)
+    # math-verify takes a set for a relation, but no relation for a set.
+    return ask(*reversed(texts)) if gold.elements and _RELATION.search(said.text) else ask(*texts)
+
+
+def _same_approximation(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
+    """A value and its approximation: both alike, or one of the gold's is the value that the answer opens with."""
+    wanted, given = (
+        [normal_form(part) for part in form.text.split(_APPROXIMATELY)] for form in (gold, said)
+    )
+    if len(wanted) == len(given):
+        return all(equal(g, s, guards, ask) for g, s in zip(wanted, given, strict=True))
+    return any(equal(part, given[0], guards, ask) for part in wanted)
 
 
 def _named_otherwise(gold: Form, said: Form) -> bool:
     return gold.name is not None and said.name is not None and gold.name != said.name
+
+
+def _otherwise_lettered(gold: Form, said: Form) -> bool:
+    """Whether primes, or two letters that stand alone, differ."""
+    letters = len(gold.text) == len(said.text) == 1 and (gold.text + said.text).isalpha()
+    return gold.text.count("'") != said.text.count("'") or letters
 
 
 def _same_spelling(gold: Form, said: Form) -> bool:
@@ -82,9 +104,9 @@ def _refused(gold: Form, said: Form, guards: MathGuards) -> bool:
         return guards.words
     if gold.base or said.base:
         return guards.subscripts and gold.base != said.base
-    if guards.names and _named_otherwise(gold, said):
-        return True
-    if _kind(gold) != _kind(said) and (gold.elements or said.elements) and not _RELATION.search(gold.text):
+    if _named_otherwise(gold, said) or _otherwise_lettered(gold, said):
+        return guards.names
+    if _kind(gold) != _kind(said) and _is_list(gold, said):
         return guards.brackets
     if gold.number and not said.number and not said.elements:
         if _LETTERS_BEHIND.fullmatch(said.text):
@@ -115,15 +137,17 @@ def _scaled(form: Form) -> Numeral:
 def _close(gold: Numeral, said: Numeral) -> bool:
     if gold.value == said.value:
         return True
-    if not (gold.decimal or said.decimal) or abs(gold.value) < _SMALL:
+    whole = gold.value.denominator == 1 and not gold.decimal
+    if whole or not (gold.decimal or said.decimal) or abs(gold.value) < _SMALL:
         return False
     return round(gold.value, _ROUNDED) == round(said.value, _ROUNDED)
 
 
 def _is_list(gold: Form, said: Form) -> bool:
-    if not gold.elements and (not said.elements or _RELATION.search(gold.text)):
+    """Whether elements are to be compared; an interval may be told by inequalities, too."""
+    if _RELATION.search(gold.text) or _RELATION.search(said.text):
         return False
-    return len(gold.elements) <= _ELEMENTS
+    return bool(gold.elements or said.elements) and len(gold.elements) <= _ELEMENTS
 
 
 def _same_elements(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
@@ -144,8 +168,8 @@ def _same_elements(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool
 
 
 def _texts(gold: Form, said: Form) -> tuple[str, str]:
-    """What math-verify is to read; names only where both are named, and differently."""
-    named = _named_otherwise(gold, said)
-    texts = [f"{form.name}={form.text}" if named else form.text for form in (gold, said)]
+    """What math-verify is to read; with names only where it has to compare equations."""
+    named = _named_otherwise(gold, said) or "=" in gold.text + said.text
+    texts = [f"{form.name}={form.text}" if named and form.name else form.text for form in (gold, said)]
     signs = ["\\%" if form.percent else "" for form in (gold, said)]
     return texts[0] + signs[0], texts[1] + signs[1]

@@ -24,6 +24,8 @@ _CHARACTERS = str.maketrans(
 )  # fmt: skip
 _RAISED = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
+_DOLLAR = "\ue002"
+"""A dollar sign that is one."""
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|texttt|mbox|hbox|mathrm|operatorname)\s*\{([^{}]*)\}"
 )
@@ -33,6 +35,7 @@ _BOX = re.compile(r"\s*\\(?:boxed|fbox)\s*\{")
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z\ue000])(sqrt(?=\()|pi(?![A-Za-z])|(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[(\d\\]))"
 )
+_OVER = re.compile(r"\{?([^{}]*)\\over(?![A-Za-z])([^{}]*)\}?")
 _SIZING = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?)\s*(?![A-Za-z])\.?|\\(?:display|text|script)style(?![A-Za-z])"
 )
@@ -54,7 +57,7 @@ _NAMED = re.compile(
 )
 _BASE = re.compile(r"(-?[0-9A-F]+)_(?:\{(\d+)\}|(\d+))")
 _BASE_TEN = re.compile(r"^(-?\d+)_(?:\{10\}|10)$")
-_LETTER = re.compile(r"^\(([A-Za-z])\)$")
+_ALONE = re.compile(r"^\(([A-Za-z]|-?[\d.]+)\)$")
 _WORDS = re.compile("\ue000[^\ue001]*[A-Za-z]{2}|\ue000[^,\ue001]*[A-Za-z][^,\ue001]*\ue001")
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _BRACKETS = {"(": ")", "[": "]", "\\{": "\\}"}
@@ -142,6 +145,7 @@ def normal_form(text: str) -> Form:
 def _form(text: str) -> Form:
     text, percent = _without_percent(text)
     text, unit = without_unit(text)
+    unit, text = unit or ("dollar" if _DOLLAR in text else None), text.replace(_DOLLAR, "")
     if unit == "degree" or not _TRIGONOMETRY.search(text):
         text, degrees = _DEGREE.subn("", text)
         unit = unit or ("degree" if degrees else None)
@@ -151,7 +155,7 @@ def _form(text: str) -> Form:
     if name is not None:
         return Form(text=name["value"], unit=unit, name=name["name"], percent=percent)
     textual = textual or (_RUN.search(text) is not None and "\\" not in text)
-    return Form(text=_LETTER.sub(r"\1", text), unit=unit, percent=percent, textual=textual)
+    return Form(text=_ALONE.sub(r"\1", text), unit=unit, percent=percent, textual=textual)
 
 
 def _listed(text: str) -> str:
@@ -206,7 +210,7 @@ def _without_markup(text: str) -> str:
     text = _VULGAR.sub(lambda match: " \\frac{{{}}}{{{}}}".format(*_folded(match[0]).split("⁄")), text)
     text = _folded(text).translate(_CHARACTERS)
     text = "".join(" " if c.isspace() else c for c in text if c.isprintable() or c.isspace())
-    text = text.replace("\\!", "").replace("{,}", ",").replace("\\$", "").replace("$", "")
+    text = text.replace("\\!", "").replace("{,}", ",").replace("\\$", _DOLLAR).replace("$", "")
     text = _DELIMITER.sub(" ", text)
     text = _HSPACE.sub(" ", _SIZING.sub("", _SPACING.sub(" ", text)))
     text = _TEXT_COMMAND.sub("\ue000\\1\ue001", text)
@@ -219,6 +223,7 @@ def _formula(text: str) -> str:
     if box is not None and _closing(text, box.end() - 1) == len(text.rstrip()):
         text = text.rstrip()[box.end() : -1]
     text = re.sub(r"^\s*(?:\\approx|\\sim|[€£¥])\s*", "", text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", text)
     text = _FUNCTION.sub(r"\\\1", text.replace("**", "^"))
     for call in ("\\sqrt(", "^("):
         while (start := text.find(call)) >= 0 and (end := _closing(text, start + len(call) - 1)):

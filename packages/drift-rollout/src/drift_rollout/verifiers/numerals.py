@@ -18,7 +18,7 @@ _POWER = re.compile(
 _TEN = re.compile(r"(?P<sign>[+-]?)10\^(?:\{(?P<b>[+-]?\d+)\}|(?P<c>\d))")
 _REPEATING = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)\.(?P<once>\d*)\\overline\{(?P<again>\d+)\}")
 _RATIO = re.compile(
-    rf"(?P<sign>[+-]?)(?P<whole>\d+(?=\\frac))?"
+    rf"(?P<sign>[+-]?)(?:(?P<whole>\d+)(?=\\frac| \d+/\d+$) ?)?"
     rf"(?:\\frac\{{(?P<a>[+-]?{_DECIMAL})\}}\{{(?P<b>[+-]?{_DECIMAL})\}}|(?P<c>{_DECIMAL})/(?P<d>{_DECIMAL}))"
 )
 

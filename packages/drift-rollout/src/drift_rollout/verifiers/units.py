@@ -11,7 +11,7 @@ _CHANGES = frozenset(
     re.findall(
         r"\w+",
         """
-        hundred thousand million billion trillion dozen dozens half third thirds quarter quarters
+        am pm hundred thousand million billion trillion dozen dozens half third thirds quarter quarters
         fourth percent squared cubed factorial mod base or and not no nor is isn are aren was were
         be wrong right correct false true than more less fewer greater most least about at to from
         by per over under plus minus times divided of the if but only unknown undefined none
