@@ -72,7 +72,7 @@ def equal(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
 
 
 def _same_approximation(gold: Form, said: Form, guards: MathGuards, ask: Ask) -> bool:
-    """A value and its approximation: both alike, or one of the gold's is the value that the answer opens with."""
+    """A value and its approximation: both alike, or the answer opens with one of the gold's."""
     wanted, given = (
         [normal_form(part) for part in form.text.split(_APPROXIMATELY)] for form in (gold, said)
     )
