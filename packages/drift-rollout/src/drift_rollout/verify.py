@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Literal, Protocol
 
+import numpy as np
+
+from drift_rollout.looks import as_seen
 from drift_weights.types import Verdict
 
 Grammar = Literal["answer", "boxed"]
 """How a response marks its answer: <answer>…</answer> (D.7), or \\boxed{…}."""
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
-# Whatever a reader would take for a tag of ours.
-_ANSWER_TAG = re.compile(r"<\s{0,9}/?\s{0,9}answer\b[^<>]{0,99}>", re.IGNORECASE)
-_THINK_TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}think\b[^<>]{0,99}>", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_GAP = re.compile(r"\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-# Control characters that are no white space, and what Unicode calls default-ignorable.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U000e0000-\U000e0fff]"
-)
-_LOOK_ALIKES = str.maketrans("аеѕһіԝ‹›〈〉⟨⟩", "aeshiw<><><>")
+# Over the text of `as_seen`. No quantifier gives anything back, so that a flood takes linear time.
+_ANSWER_TAG = re.compile(rb"<(?=[\s/a])\s*+(?:/\s*+)?+answer\b[^<>]*+>")
+_THINK_TAG = re.compile(rb"<(?=[\s/t])\s*+(/?+)\s*+think\b[^<>]*+>")
+_LAST_THINK_TAG = re.compile(rb".*" + _THINK_TAG.pattern, re.DOTALL)
+_BOX_SEEN = re.compile(rb"\\(?:boxed|fbox)(?![a-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,49 +122,38 @@ def extract_answer(response: str, grammar: Grammar = "answer") -> str | None:
 
 
 def _tagged(response: str) -> str | None:
-    # Counted first: most malformed responses, and all floods of tags, end here.
+    # Counted first: most malformed responses end here.
     if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
         return None
     start, end = response.index(_OPEN), response.index(_CLOSE)
-    seen = _seen(response)
-    opening, closing = seen.find(_OPEN), seen.find(_CLOSE)
-    if end < start or len(_ANSWER_TAG.findall(seen)) != 2 or not _thought_is_over(seen, opening, closing):
+    seen = as_seen(response)
+    tags = list(islice(_ANSWER_TAG.finditer(seen), 3))
+    if end < start or len(tags) != 2 or not _thought_is_over(seen, tags[0].start()):
         return None
     return response[start + len(_OPEN) : end]
 
 
 def _boxed(response: str) -> str | None:
     boxes = list(islice(_BOX.finditer(response), 2))
-    seen = _seen(response)
-    places = list(islice(_BOX.finditer(seen), 2))
-    if len(boxes) != 1 or len(places) != 1 or not _thought_is_over(seen, *places[0].span()):
+    seen = as_seen(response)
+    places = list(islice(_BOX_SEEN.finditer(seen), 2))
+    if len(boxes) != 1 or len(places) != 1 or not _thought_is_over(seen, places[0].start()):
         return None
-    return _in_braces(response, boxes[0].end())
+    return _in_braces(response[boxes[0].end() :])
 
 
-def _thought_is_over(seen: str, start: int, end: int) -> bool:
-    """Whether the last tag of thinking closes it, ahead of the answer."""
-    if _THINK_TAG.search(seen, start, end) or _THINK_TAG.search(seen, end):
+def _thought_is_over(seen: bytes, start: int) -> bool:
+    """Whether the last tag of thinking closes it, ahead of the answer that starts here."""
+    if _THINK_TAG.search(seen, start):
         return False
-    before = _THINK_TAG.findall(seen, 0, start)
-    return not before or before[-1] == "/"
+    last = _LAST_THINK_TAG.match(seen, 0, start)
+    return last is None or last[1] == b"/"
 
 
-def _in_braces(text: str, start: int) -> str | None:
-    """What stands in the balanced braces that open here; escaped ones are characters."""
-    opening = _GAP.match(text, start)
-    if opening is None:
-        return None
-    depth = 1
-    for brace in _BRACE.finditer(text, opening.end()):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[opening.end() : brace.start()]
-    return None
-
-
-def _seen(text: str) -> str:
-    """The text as a reader sees it: without characters that show nothing, look-alikes made equal."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
-    return _INVISIBLE.sub("", text)
+def _in_braces(text: str) -> str | None:
+    """The text up to the brace that closes the one before it; escaped ones are characters."""
+    plain = text.replace(r"\\", "  ").replace(r"\{", "  ").replace(r"\}", "  ")
+    bytes_N = np.frombuffer(plain.encode("ascii", "replace"), dtype=np.uint8)
+    depth_N = 1 + np.cumsum((bytes_N == ord("{")).astype(np.int64) - (bytes_N == ord("}")))
+    closed = np.flatnonzero(depth_N == 0)
+    return text[: closed[0]] if closed.size else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -11,6 +9,7 @@ from typing import Any
 
 from drift_rollout.engine import Engine
 from drift_rollout.engines.options import OpenAIOptions, RayOptions, TransformersOptions, VLLMOptions
+from drift_rollout.importing import call_named, check_has, import_named
 from drift_weights.names import check_model
 
 
@@ -119,31 +118,16 @@ def _on_ray(options: EngineOptions, model: str, revision: str | None) -> Engine:
 
 def _opened(options: EngineOptions, model: str, revision: str | None) -> Engine:
     """An engine of a user's own."""
-    kind = _own(options.name)
-    try:
-        inspect.signature(kind).bind(model, revision=revision, **options.own)
-    except TypeError as error:
-        raise ValueError(
-            f"engine {options.name!r} is called with the model, revision= and engine.own, and: {error}"
-        ) from error
-    engine: Engine = kind(model, revision=revision, **options.own)
+    path = options.name
+    engine: Engine = call_named(
+        "engine",
+        path,
+        import_named("engine", path, ENGINES),
+        model,
+        called_with="the model, revision= and engine.own",
+        keywords={"revision": revision, **options.own},
+    )
     facts = ("policy", "tokenizer", "context_length", "seeded", "concurrency")
     methods = ("submit", "poll", "release", "close")
-    missing = [name for name in (*facts, *methods) if not hasattr(engine, name)]
-    if missing:
-        raise ValueError(
-            f"engine {options.name!r} lacks {', '.join(missing)}: see drift_rollout.engine.Engine"
-        )
+    check_has("engine", path, engine, (*facts, *methods), "drift_rollout.engine.Engine")
     return engine
-
-
-def _own(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None) if module else None
-    except ModuleNotFoundError as error:
-        hint = "a module of your own has to be installed, or its folder on PYTHONPATH"
-        raise ValueError(f"engine {path!r}: {error}; {hint}") from error
-    if found is None:
-        raise ValueError(f"engine {path!r} is none of {', '.join(ENGINES)}, and no package.module.Class")
-    return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from drift_rollout.importing import call_named, check_has, import_named
 from drift_rollout.verifiers.choice import ChoiceVerifier
 from drift_rollout.verifiers.exact import ExactVerifier
 from drift_rollout.verifiers.math import MathOptions, MathVerifier
@@ -23,18 +25,45 @@ class VerifierOptions:
     """How a response marks its answer: `answer` is <answer>…</answer>, `boxed` is \\boxed{…}."""
     math: MathOptions = field(default_factory=MathOptions)
     own: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of a verifier by import path."""
+    """Keyword arguments of a verifier by import path, which gets no others but `grammar`, if it takes one."""
 
 
 def open_verifier(options: VerifierOptions) -> Verifier:
     """The verifier of these options.
 
     Raises:
-        ValueError: no verifier of that name, or an extra that is not installed.
+        ValueError: no verifier of that name, an extra that is not installed, or one by import path that
+            cannot be imported, does not take its arguments, or lacks something of a `Verifier`.
     """
     if options.name not in VERIFIERS:
-        raise ValueError(f"verifier {options.name!r} is none of {', '.join(VERIFIERS)}")
+        return _opened(options)
     return VERIFIERS[options.name](options)
+
+
+def _opened(options: VerifierOptions) -> Verifier:
+    """A verifier of a user's own."""
+    path = options.name
+    kind = import_named("verifier", path, VERIFIERS)
+    verifier: Verifier = call_named(
+        "verifier",
+        path,
+        kind,
+        called_with="verifier.own, and grammar= if it takes one",
+        keywords={**_grammar_of(kind, options), **options.own},
+    )
+    parts = ("name", "check_target", "verify")
+    check_has("verifier", path, verifier, parts, "drift_rollout.verify.Verifier")
+    return verifier
+
+
+def _grammar_of(kind: Any, options: VerifierOptions) -> dict[str, Grammar]:
+    if "grammar" in inspect.signature(kind).parameters:
+        return {"grammar": options.grammar}
+    if options.grammar != VerifierOptions.grammar:
+        raise ValueError(
+            f"verifier {options.name!r} takes no grammar, got verifier.grammar={options.grammar}"
+        )
+    return {}
 
 
 VERIFIERS: dict[str, Callable[[VerifierOptions], Verifier]] = {
