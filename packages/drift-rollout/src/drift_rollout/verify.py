@@ -47,6 +47,7 @@ class Verifier(Protocol):
     call `verify` at once while the engine goes on, where otherwise the loop itself does. `gold_response`,
     a function of a target that returns a response which gives it as the answer; without it that is
     `<answer> target </answer>`. `close`, called when the run is over.
+    `drift_rollout.verifier_kit.check_verifier` holds one to all this.
     """
 
     @property

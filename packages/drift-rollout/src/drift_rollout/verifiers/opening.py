@@ -25,7 +25,7 @@ class VerifierOptions:
     """How a response marks its answer: `answer` is <answer>…</answer>, `boxed` is \\boxed{…}."""
     math: MathOptions = field(default_factory=MathOptions)
     own: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of a verifier by import path, besides them it gets `grammar`, if it takes one."""
+    """Keyword arguments of a verifier by import path, which also gets `grammar`, if it takes one."""
 
 
 def open_verifier(options: VerifierOptions) -> Verifier:
