@@ -90,7 +90,7 @@ def benchmark(count: int = 4, *, size: int = 4, allow_subset: bool = False) -> B
 
 def test_a_benchmark_wants_its_own_verifier() -> None:
     assert evaluate(benchmark(), ScriptedEngine(script), ExactVerifier()).num_rows == 4
-    with pytest.raises(ValueError, match="Four is judged by exact/1, got choice/1"):
+    with pytest.raises(ValueError, match="Four is judged by exact/1, got choice/2"):
         evaluate(benchmark(), ScriptedEngine(script), ChoiceVerifier())
 
 

@@ -141,7 +141,7 @@ def test_golds_are_held_against_the_verifier_all_at_once() -> None:
     golds = ["A", "b", "(C)", "7", None]
     many = [make_problem((Message(role="user", content=f"q{n}"),), gold) for n, gold in enumerate(golds)]
     check_targets([many[0], many[2]], ChoiceVerifier())
-    with pytest.raises(ValueError, match="3 problems cannot be judged by choice/1") as error:
+    with pytest.raises(ValueError, match="3 problems cannot be judged by choice/2") as error:
         check_targets(many, ChoiceVerifier())
     said = str(error.value)
     assert [problem.prompt_id in said for problem in many] == [False, True, False, True, True]

@@ -101,9 +101,9 @@ def test_an_export_of_nobody_knows_what_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_bad_golds_are_found_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="5 problems cannot be judged by choice/1"):
+    with pytest.raises(ValueError, match="5 problems cannot be judged by choice/2"):
         check_run(problem_set(PROBLEMS, source="here"), ChoiceVerifier(), CONFIG, tmp_path / "run")
-    with pytest.raises(ValueError, match="5 problems cannot be judged by choice/1"):
+    with pytest.raises(ValueError, match="5 problems cannot be judged by choice/2"):
         rollout(problem_set(PROBLEMS, source="here"), engine(), ChoiceVerifier(), CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

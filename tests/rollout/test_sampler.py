@@ -246,7 +246,7 @@ def test_every_problem_is_checked_before_the_first_request() -> None:
     for bad, verifier, says in [
         (problem("x" * 500), ExactVerifier(), "1 prompts leave no room"),
         (problem("what", " "), ExactVerifier(), "must not be blank"),
-        (problem("0", "B"), ChoiceVerifier(), "30 problems cannot be judged by choice/1"),
+        (problem("0", "B"), ChoiceVerifier(), "30 problems cannot be judged by choice/2"),
         (good[0], ExactVerifier(), "appears twice"),
     ]:
         engine = ScriptedEngine(

@@ -6,8 +6,9 @@ from drift_rollout.problems import Problem, ProblemSet, load_problems, make_prob
 from drift_rollout.prompts import TEMPLATES, PromptTemplate
 from drift_rollout.protocol import Dialogue, Protocol, advance
 from drift_rollout.sampler import RolloutConfig, sample, sample_to_journal
-from drift_rollout.verifiers.choice import ChoiceVerifier
+from drift_rollout.verifiers.choice import ChoiceVerifier, choice_target
 from drift_rollout.verifiers.exact import ExactVerifier
+from drift_rollout.verifiers.numeric import NumericVerifier
 from drift_rollout.verify import AnswerVerifier, Verified, Verifier, extract_answer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Engine",
     "ExactVerifier",
     "Journal",
+    "NumericVerifier",
     "Problem",
     "ProblemSet",
     "PromptTemplate",
@@ -30,6 +32,7 @@ __all__ = [
     "Verified",
     "Verifier",
     "advance",
+    "choice_target",
     "extract_answer",
     "load_problems",
     "make_problem",

@@ -11,6 +11,7 @@ from drift_rollout.importing import call_named, check_has, import_named
 from drift_rollout.verifiers.choice import ChoiceVerifier
 from drift_rollout.verifiers.exact import ExactVerifier
 from drift_rollout.verifiers.math import MathOptions, MathVerifier
+from drift_rollout.verifiers.numeric import NumericVerifier
 from drift_rollout.verify import Grammar, Verifier
 
 
@@ -70,5 +71,6 @@ VERIFIERS: dict[str, Callable[[VerifierOptions], Verifier]] = {
     "exact": lambda options: ExactVerifier(grammar=options.grammar),
     "choice": lambda options: ChoiceVerifier(grammar=options.grammar),
     "math": lambda options: MathVerifier(grammar=options.grammar, options=options.math),
+    "numeric": lambda options: NumericVerifier(grammar=options.grammar),
 }
 """The verifiers by the name that a configuration uses."""
