@@ -41,6 +41,11 @@ def test_a_letter_alone_or_in_front_of_its_text(answer: str, target: str) -> Non
     assert judged(answer, target) == ("correct", "B")
 
 
+@pytest.mark.parametrize("answer", ["B. Bleu Azur", "B. Option B", "(B) the École at H2O", "B: k and m"])
+def test_a_text_may_have_capitals_but_no_other_letter_by_itself(answer: str) -> None:
+    assert judged(answer, "B") == ("correct", "B")
+
+
 @pytest.mark.parametrize("target", ["B", COLOURS])
 @pytest.mark.parametrize("answer", ["C", "(A)", "D. green", "J", "C. Sky blue"])
 def test_another_option_is_wrong(answer: str, target: str) -> None:

@@ -75,6 +75,8 @@ def test_right_answers_however_they_are_spelled(gold: str, answers: str) -> None
         ("3", "+-3"),
         ("18", "about 18 | 18 or 19 | 18 19 | 18, 19 | [18] | 18 = 18 | x = 18 | 18 - 0 | 8+10"),
         ("18", "2*9"),
+        ("-3", "+-3 | --3 | -$-3 | 3"),
+        ("180", "1{,}80 | 1,\\!80"),
         ("3", "3 apples and 4 pears | 3 apples 4 | 3m | 3 x | 3 xy | 3 pi | 3 million"),
         ("3", "3 thousand"),
         ("3", "3 dozen | 3 plus one | 3 squared | 3 or more | 3 is wrong | 3 not | 3 to four"),
