@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from drift_weights.types import Verdict
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _NO_VERDICT = frozenset({"timeout", "memory", "workers"})
+_BOX = re.compile(r"\\(?:boxed|fbox)")
+"""A box in an answer would be taken for the whole of it."""
 _GRACE = 30.0
 """Seconds above its limit after which a process that should have said so is given up."""
 _MEMO = 1 << 16
@@ -67,7 +70,7 @@ class MathVerifier(AnswerVerifier):
     """
 
     options: MathOptions = field(default_factory=MathOptions)
-    _memo: OrderedDict[tuple[str, str], bool] = field(
+    _memo: OrderedDict[tuple[str, str, str], bool] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -115,30 +118,41 @@ class MathVerifier(AnswerVerifier):
         if not said.text:
             return "wrong"
         try:
-            return "correct" if equal(gold, said, self.options.guards, self._ask) else "wrong"
+            return "correct" if equal(gold, said, self.options.guards, self) else "wrong"
         except TimeoutError:
             return "timeout"
         except WorkerDiedError:
             return "error"
 
-    def _ask(self, gold: str, said: str) -> bool:
-        """math-verify's word on two texts, kept; what is no formula is not asked."""
+    def same(self, gold: str, said: str) -> bool:
+        """math-verify's word on two texts, as in `Oracle`; what is no formula is not asked."""
         deep = depth(said)
-        if deep is None or deep > self.options.max_depth:
+        if deep is None or deep > self.options.max_depth or _BOX.search(said):
             return False
+        return self._ask(gold, said, "same" if self.options.guards.units else "same without units")
+
+    def rounds(self, value: str, decimal: str) -> bool:
+        """As in `Oracle`."""
+        deep = depth(value)
+        return deep is not None and deep <= self.options.max_depth and self._ask(value, decimal, "rounds")
+
+    def _ask(self, gold: str, said: str, what: str) -> bool:
+        """What math-verify says, kept."""
+        question = (gold, said, what)
         with self._lock:
-            if (gold, said) in self._memo:
-                self._memo.move_to_end((gold, said))
-                return self._memo[gold, said]
+            if question in self._memo:
+                self._memo.move_to_end(question)
+                return self._memo[question]
         options = self.options
-        question = [gold, said, not options.guards.units, options.timeout, options.memory << 20]
-        found: bool | str = self._pool.ask(question, seconds=options.timeout + _GRACE)
+        found = self._pool.ask(
+            [*question, options.timeout, options.memory << 20], seconds=options.timeout + _GRACE
+        )
         if found == "timeout":
             raise TimeoutError(f"math-verify had no answer after {options.timeout:g} s")
         if not isinstance(found, bool):
             raise WorkerDiedError("the process that asked math-verify was killed")
         with self._lock:
-            self._memo[gold, said] = found
+            self._memo[question] = found
             if len(self._memo) > _MEMO:
                 self._memo.popitem(last=False)
         return found

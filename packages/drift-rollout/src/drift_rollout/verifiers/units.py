@@ -1,79 +1,105 @@
-r"""Units behind an answer, by explicit rule: \text{…} of any words, or up to three plain words.
+"""Units behind a value, by explicit rule: those of the list here, and whatever the gold itself has.
 
-Words that change what a number says ("million", "or", "not") are no unit.
+Nothing else behind a number is a unit: "17 maybe", "17 lakh" and "17 cos x" are not 17.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-_CHANGES = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        am pm hundred thousand million billion trillion dozen dozens half third thirds quarter quarters
-        fourth percent squared cubed factorial mod base or and not no nor is isn are aren was were
-        be wrong right correct false true than more less fewer greater most least about at to from
-        by per over under plus minus times divided of the if but only unknown undefined none
-        infinity infinite any all answer
-        """,
-    )
-)
-_SAME = {
-    alias: name
-    for name, aliases in {
-        "inch": "in inches",
-        "foot": "ft feet",
-        "yard": "yd yds yards",
-        "mile": "mi miles",
-        "millimeter": "mm millimeters millimetre millimetres",
-        "centimeter": "cm cms centimeters centimetre centimetres",
-        "meter": "m meters metre metres",
-        "kilometer": "km kilometers kilometre kilometres",
-        "second": "s sec secs seconds",
-        "minute": "min mins minutes",
-        "hour": "h hr hrs hours",
-        "day": "days",
-        "gram": "g grams",
-        "kilogram": "kg kgs kilograms",
-        "pound": "lb lbs pounds",
-        "ounce": "oz ounces",
-        "liter": "l liters litre litres",
-        "gallon": "gal gallons",
-        "degree": "deg degrees",
-        "dollar": "dollars usd",
-        "cent": "cents",
-        "square": "sq",
-        "cubic": "cu",
-        "unit": "units",
-    }.items()
-    for alias in aliases.split()
+from drift_rollout.verifiers.spelling import DOLLAR, END, TEXT
+
+_NAMES = {
+    "inch": "in inches",
+    "foot": "ft feet",
+    "yard": "yd yds yards",
+    "mile": "mi miles",
+    "millimeter": "mm millimeters millimetre millimetres",
+    "centimeter": "cm cms centimeters centimetre centimetres",
+    "meter": "m meters metre metres",
+    "kilometer": "km kms kilometers kilometre kilometres",
+    "acre": "acres",
+    "second": "s sec secs seconds",
+    "minute": "min mins minutes",
+    "hour": "h hr hrs hours",
+    "day": "days",
+    "week": "weeks",
+    "month": "months",
+    "year": "yr yrs years",
+    "milligram": "mg milligrams",
+    "gram": "g grams",
+    "kilogram": "kg kgs kilograms",
+    "ton": "tons tonnes",
+    "pound": "lb lbs pounds",
+    "ounce": "oz ounces",
+    "milliliter": "ml milliliters",
+    "liter": "l L liters litre litres",
+    "gallon": "gal gallons",
+    "quart": "quarts",
+    "pint": "pints",
+    "cup": "cups",
+    "degree": "deg degrees",
+    "dollar": "dollars usd",
+    "cent": "cents",
+    "euro": "euros",
+    "unit": "units",
+    "way": "ways",
+    "point": "points",
+    "person": "people persons",
+    "student": "students",
+    "child": "children",
 }
-_TEXT, _END = "\ue000", "\ue001"
-"""Around what stood in \\text{…}; private characters, which no answer keeps."""
-_WORD = r"[A-Za-z]+(?:\.(?=\s|$|\ue001))?"
-_WORDS = rf"{_WORD}(?:[\s-]+{_WORD}){{0,2}}"
-_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
+_KNOWN = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
+_JOINED = {"mph": "mile / hour", "kph": "kilometer / hour", "kmh": "kilometer / hour"}
+_SIZES = {"sq": "square", "square": "square", "cu": "cubic", "cubic": "cubic"}
+_RAISED = {"squared": "square", "cubed": "cubic"}
+_VOCABULARY = {**_KNOWN, **_JOINED, **_SIZES, "/": "/"}
+_POWERS = {"": "", "2": "square ", "3": "cubic "}
+_CURRENCIES = {DOLLAR: "dollar", "€": "euro", "£": "pound sterling", "¥": "yen"}
+_WORD = r"[A-Za-z]+\.?"
+_WORDS = rf"{_WORD}(?: ?[/-] ?{_WORD}| {_WORD}){{0,3}}"
 _BEHIND = re.compile(
-    rf"(?P<value>.*[\d)\]}}A-Za-z\ue001])\s*(?:{_TEXT}\s*(?P<text>{_WORDS})\s*{_END}(?P<power>{_POWER})"
-    rf"|(?<=[\d)\]}}])\s+(?P<plain>[A-Za-z]{{2,}}\.?(?:\s+{_WORD}){{0,2}})(?P<plain_power>{_POWER}))\s*",
-    re.DOTALL,
+    r"(?P<value>.*?[\d)\]}A-Za-z]) ?"
+    rf"(?:{TEXT} ?(?P<text>{_WORDS}) ?{END}|(?<=[\d)\]}}A-Za-z] )(?P<plain>{_WORDS})"
+    r"|(?<=[\d)\]}])(?P<glued>[a-z]{2,}))"
+    r"(?: ?\^ ?(?:\{ ?)?(?P<power>[23])(?: ?\})?)?"
 )
 
 
-def without_unit(text: str) -> tuple[str, str | None]:
-    """A value, and the canonical unit behind it; None where there is none."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A value and the unit behind it."""
+
+    value: str
+    unit: str
+    known: bool
+    """Whether the unit is one of the list; if not, it counts only where the gold has it, too."""
+
+
+def read_unit(text: str) -> Measured | None:
+    """What a text measures; None if nothing that could be a unit stands behind it."""
+    for sign, unit in _CURRENCIES.items():
+        if text.startswith(sign):
+            return Measured(value=text[1:].strip(), unit=unit, known=True)
     match = _BEHIND.fullmatch(text)
-    if match is None:
-        return text, None
-    words = (match["text"] or match["plain"]).lower().replace(".", " ").replace("-", " ").split()
-    if not any(character.isdigit() for character in match["value"]) or _CHANGES.intersection(words):
-        return text, None
-    power = "".join(re.findall(r"\d", match["power"] or match["plain_power"] or ""))
-    return match["value"], _canonical(words, power)
+    if match is None or not re.search(r"\d|\\pi", match["value"]):
+        return None
+    words = match["text"] or match["plain"] or match["glued"]
+    unit, known = _canonical(words)
+    if not known and not match["text"] and not match["plain"]:
+        return None
+    return Measured(value=match["value"], unit=_POWERS[match["power"] or ""] + unit, known=known)
 
 
-def _canonical(words: list[str], power: str) -> str:
-    named = [_SAME.get(word, word[:-1] if len(word) > 3 and word.endswith("s") else word) for word in words]
-    sized = {"2": ["square"], "3": ["cubic"]}.get(power, [])
-    return " ".join(sized + named)
+def _canonical(words: str) -> tuple[str, bool]:
+    """One name for all spellings of a unit, and whether it is a known one."""
+    parts = re.findall(r"[A-Za-z]+|/", re.sub(r"\bper\b", "/", words.replace(".", " ")))
+    if len(parts) > 1 and parts[-1] in _RAISED:
+        parts = [_RAISED[parts[-1]], *parts[:-1]]
+    # m is a meter, M is none.
+    found = [part if len(part) == 1 else part.lower() for part in parts]
+    names = [_VOCABULARY.get(part) for part in found]
+    plain = [part[:-1] if len(part) > 3 and part.endswith("s") else part for part in found]
+    known = all(names) and any(part in _KNOWN or part in _JOINED for part in found)
+    return " ".join(name or other for name, other in zip(names, plain, strict=True)), known

@@ -53,7 +53,14 @@ class WorkerPool:
                 self._living.discard(worker)
                 worker = _Worker(self._command)
                 self._living.add(worker)
-            return worker.ask(question, seconds)
+            try:
+                return worker.ask(question, seconds)
+            except BrokenPipeError:
+                # It ended while it was idle, and has seen nothing of this.
+                self._living.discard(worker)
+                worker = _Worker(self._command)
+                self._living.add(worker)
+                return worker.ask(question, seconds)
         except BaseException:
             if worker is not None:
                 worker.end()
@@ -97,10 +104,7 @@ class _Worker:
 
     def ask(self, question: Any, seconds: float) -> Any:
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-        except BrokenPipeError as error:
-            raise WorkerDiedError(self._last_words()) from error
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
         return json.loads(self._line(seconds))
 
     def end(self) -> None:
