@@ -16,7 +16,13 @@ from statistics import median
 from drift_rollout.cli import main
 from rollout.broken_journals import BROKEN
 from rollout.fault_runs import Ended, Prepare, Run, Victim, doubled, exported, is_half, left_behind
-from rollout.faulty_children import dropped_rights, killed_at_line, lines_run, rights_taken
+from rollout.faulty_children import (
+    dropped_rights,
+    killed_at_line,
+    lines_run,
+    rights_taken,
+    verifications_time_out,
+)
 from rollout.own_engine import guessing
 
 SAMPLES = 4
@@ -166,9 +172,21 @@ class Board:
             for _ in range(2):
                 ended = Run(self.words(victim.out, fail=0.3), *self._broken).wait()
                 assert ended.code == 0, ended
-                assert "ended unscored; run again to sample them anew" in ended.said
+                assert "ended unscored; run again to verify or sample them again" in ended.said
                 victim.judge(ended)
             line.times += 1
+            self._finish(victim, line)
+        return line
+
+    def late_verdicts(self, count: int) -> Line:
+        """Verifications that time out, in two runs that are killed; no response is sampled again for it."""
+        line = Line("10 % of the verifications time out, in two runs that are killed")
+        while line.times < count:
+            victim = self._victim()
+            for _ in range(2):
+                ended = self._interrupted(victim, signal.SIGKILL, verifications_time_out)
+                line.times += ended.code == -signal.SIGKILL
+                victim.judge(ended)
             self._finish(victim, line)
         return line
 
@@ -226,13 +244,13 @@ class Board:
         self._count += 1
         return Victim(self._base / f"run-{self._count}")
 
-    def _interrupted(self, victim: Victim, number: signal.Signals) -> Ended:
+    def _interrupted(self, victim: Victim, number: signal.Signals, *more: Prepare) -> Ended:
         """Send a signal at a time drawn over what is left of a run's life, and look just before."""
         whole, nothing = self._life()
         left = 1 - len(victim.seen) / self._total
         life = nothing + left * max(0.0, whole - nothing)
         after, since = self._random.uniform(0, life), self._random.uniform(0, 0.02)
-        run = Run(self.words(victim.out, wait=WAIT), *self._broken)
+        run = Run(self.words(victim.out, wait=WAIT), *self._broken, *more)
         begin = time.monotonic()
         time.sleep(max(0.0, after - since))
         victim.look()

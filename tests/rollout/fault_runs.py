@@ -19,8 +19,10 @@ import msgspec
 import pyarrow.parquet as pq
 
 from drift_rollout.cli import main
-from drift_rollout.journal import Finished, Journal, JournalReader
+from drift_rollout.finished import Finished
+from drift_rollout.journal import Journal, JournalReader
 from drift_rollout.run import JOURNAL, TRAJECTORIES
+from drift_rollout.unscored import Failures
 from drift_weights import Trajectory
 from drift_weights.folder import folder_shards
 
@@ -195,8 +197,8 @@ def _report_commits(reports: int) -> None:
     """Say of every batch, once `add` has returned, that it is committed."""
     add = Journal.add
 
-    def reporting(self: Journal, trajectories: Sequence[Trajectory]) -> list[Finished]:
-        rows = add(self, trajectories)
+    def reporting(self: Journal, trajectories: Sequence[Trajectory], failures: Failures) -> list[Finished]:
+        rows = add(self, trajectories, failures)
         line = json.dumps([(t.key, digest_of(t)) for t in trajectories if t.scored]) + "\n"
         os.write(reports, line.encode())
         return rows

@@ -45,6 +45,7 @@ def lines_of(board: Board, kills: int, others: int, step: int) -> Iterable[Line]
     yield board.no_rights(others)
     yield board.dying_engine(range(1, 51, step))
     yield board.failing_requests(others)
+    yield board.late_verdicts(others)
     yield board.two_at_once(others)
 
 

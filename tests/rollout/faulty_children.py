@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 from drift_rollout import run
 from drift_rollout.journal import Journal
+from drift_rollout.verifiers.exact import ExactVerifier
+from drift_rollout.verify import Verified
 from drift_weights import folder, writers
 
 Prepare = Callable[[], None]
@@ -63,6 +66,18 @@ def rights_taken(out: Path, *, file: bool) -> Iterator[None]:
     out.chmod(0o755)
     for path in files:
         path.chmod(0o644)
+
+
+def verifications_time_out() -> None:
+    """One in ten, drawn anew in every process."""
+    verify, draw = ExactVerifier.verify, random.Random()
+
+    def late(self: ExactVerifier, response: str, target: str) -> Verified:
+        if draw.random() < 0.1:
+            return Verified(answer=None, verdict="timeout")
+        return verify(self, response, target)
+
+    ExactVerifier.verify = late  # type: ignore[method-assign]
 
 
 def killed_at_line(number: int) -> Prepare:

@@ -11,6 +11,7 @@ import torch
 
 from drift_rollout import Completion, ExactVerifier, RolloutConfig, ScriptedEngine, make_problem, sample
 from drift_rollout.engine import Sampling
+from drift_rollout.judging import VerifierError
 from drift_rollout.protocol import Protocol
 from drift_rollout.verify import Verified
 from drift_weights import Message, Trajectory
@@ -59,7 +60,7 @@ def leave(engine: Any) -> None:
 
 
 def fail(engine: Any) -> None:
-    with pytest.raises(TiredError):
+    with pytest.raises(VerifierError):
         list(sample(PROBLEMS, engine, Tired(7), CONFIG))
 
 

@@ -100,7 +100,7 @@ def test_unscored_dialogues_are_said(
     arguments += ["--protocol.max_turns", "1"]
     main(arguments)
     *_, unscored, closing = capsys.readouterr().out.splitlines()
-    assert unscored == "2 dialogues ended unscored; run again to sample them anew"
+    assert unscored == "2 dialogues ended unscored; run again to verify or sample them again"
     assert closing.startswith("wrote ")
     main(arguments)
     assert len(asked) == 6 + 2

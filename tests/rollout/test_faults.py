@@ -27,7 +27,7 @@ def board(*more: str) -> tuple[int, dict[str, list[str]]]:
 
 def test_no_fault_loses_doubles_or_changes_anything() -> None:
     code, lines = board("--kills=20", "--others=4", "--step=16")
-    assert len(lines) == 12
+    assert len(lines) == 13
     for fault, (times, lost, doubled, identical, left) in lines.items():
         same, endings = identical.split(" of ")
         assert int(times) >= 4, fault

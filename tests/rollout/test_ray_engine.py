@@ -20,7 +20,7 @@ from drift_rollout.engine import Engine, EngineError
 from drift_rollout.engines.opening import EngineOptions, open_engine
 from drift_rollout.engines.options import RayOptions
 from drift_rollout.engines.ray import RayEngine, import_ray
-from drift_rollout.journal import Finished
+from drift_rollout.finished import Finished
 from drift_rollout.problems import problem_set
 from drift_rollout.protocol import Protocol
 from drift_rollout.run import rollout

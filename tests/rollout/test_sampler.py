@@ -19,9 +19,11 @@ from drift_rollout import (
     sample,
 )
 from drift_rollout.engine import Request, Sampling, turn_seed
+from drift_rollout.judging import VerifierError
 from drift_rollout.protocol import FEEDBACK, Protocol
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import sample_to_journal
+from drift_rollout.unscored import UnscoredError
 from drift_rollout.verify import Verified
 from drift_weights import Message
 from tiny import bpe_tokenizer
@@ -326,8 +328,9 @@ def test_a_verifier_that_breaks_in_a_thread_ends_the_run() -> None:
             raise ZeroDivisionError("broken")
 
     engine = ScriptedEngine(lambda request: Completion(id=request.id, text="x"))
-    with pytest.raises(ZeroDivisionError, match="broken"):
+    with pytest.raises(VerifierError, match="ZeroDivisionError: broken") as raised:
         list(sample([problem()], engine, Broken(), RolloutConfig(samples=1)))
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
 def test_errors_that_do_not_end_stop_the_run(tmp_path: Path) -> None:
@@ -342,7 +345,8 @@ def test_errors_that_do_not_end_stop_the_run(tmp_path: Path) -> None:
     config = RolloutConfig(samples=16)
     with Journal(tmp_path / "j", {}) as journal:
         with pytest.raises(
-            RuntimeError, match=r"10\d dialogues in a row .* no such model; what is in the journal"
+            UnscoredError,
+            match=r"10\d of the last 1[12]\d dia.*: 10\d by an error of the engine; .* no such model; what",
         ):
             sample_to_journal(journal, problems, ScriptedEngine(script), ExactVerifier(), config)
         assert len(journal.scored_keys()) == 16

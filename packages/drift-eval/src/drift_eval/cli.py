@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
 from drift_rollout.ending import early_end
 from drift_rollout.engines.opening import EngineOptions, engine_facts, open_engine
-from drift_rollout.journal import Finished
+from drift_rollout.finished import Finished
+from drift_rollout.judging import closing_verifier
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import FEEDBACK
@@ -94,7 +95,7 @@ def run(
 ) -> None:
     """Evaluate a model greedily on a file of problems, and score it; a killed run goes on where it was.
 
-    Dialogues are kept even if some of them could not be scored: run again to sample those anew.
+    Dialogues are kept even if some of them could not be scored: run again to verify or sample those again.
 
     Args:
         problems: a JSONL, JSON, Parquet or CSV file with a question and an answer column.
@@ -111,21 +112,20 @@ def run(
         engine: which engine answers, by name or import path, and its settings.
     """
     template = choose_template(prompt)
-    judge = open_verifier(verifier)
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
-    found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
-    _refuse_scores(out)
-    check_run(found, judge, config, out)
-    about, origin = (
-        {"prompt": asdict(template)},
-        origin_of(model, revision, found.origin, engine_facts(engine)),
-    )
     unscored = 0
-    with (
-        early_end(),
-        closing(open_engine(engine, model, revision=revision)) as opened,
-        Progress(console=Console(stderr=True)) as progress,
-    ):
+    with ExitStack() as stack:
+        judge = stack.enter_context(closing_verifier(open_verifier(verifier)))
+        found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
+        _refuse_scores(out)
+        check_run(found, judge, config, out)
+        about, origin = (
+            {"prompt": asdict(template)},
+            origin_of(model, revision, found.origin, engine_facts(engine)),
+        )
+        stack.enter_context(early_end())
+        opened = stack.enter_context(closing(open_engine(engine, model, revision=revision)))
+        progress = stack.enter_context(Progress(console=Console(stderr=True)))
         task = progress.add_task("dialogues", total=len(found.problems))
 
         def on_finished(batch: Sequence[Finished]) -> None:
@@ -138,8 +138,8 @@ def run(
         )
     if unscored:
         raise ValueError(
-            f"{unscored} of {len(found.problems)} dialogues ended unscored; run again to sample them anew, "
-            f"or score what is there: drift-eval score {folder} --unscored wrong (or omit)"
+            f"{unscored} of {len(found.problems)} dialogues ended unscored; run again to verify or sample "
+            f"them again, or score what is there: drift-eval score {folder} --unscored wrong (or omit)"
         )
     _report(read_trajectories(folder), out, None, "refuse", "count")
 

@@ -22,7 +22,9 @@ from drift_rollout.engines.opening import (
     open_engine,
     tokenizer_at_hand,
 )
-from drift_rollout.journal import Finished, JournalReader
+from drift_rollout.finished import Finished
+from drift_rollout.journal import JournalReader
+from drift_rollout.judging import closing_verifier
 from drift_rollout.overlap import OnOverlap, without_overlap
 from drift_rollout.plan import (
     print_first_prompt,
@@ -128,66 +130,68 @@ def sample(
         check_gold: list the golds that fail their own verifier, and load no model.
     """
     console = Console()
-    template, judge = choose_template(prompt), open_verifier(verifier)
+    template = choose_template(prompt)
     config = RolloutConfig(
         samples=samples, protocol=protocol, sampling=sampling, seed=seed, round=round, prefill=prefill
     )
-    found = load_problems(
-        problems,
-        template,
-        source=source,
-        question=question,
-        answer=answer,
-        drop_ending=drop_ending,
-        revision=problems_revision,
-        subset=problems_subset,
-        split=problems_split,
-        on_conflict=on_conflict,
-        on_no_gold=on_no_gold,
-        max_turns=protocol.max_turns,
-    )
-    if overlap_with is not None:
-        asked = overlap_question or row_format(source, question=question).question
-        found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
-    for note in found.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if limit is not None:
-        found = fewer(found, limit)
-    if check_gold:
-        print_golds(console, found, judge)
-        return
-    check_run(found, judge, config, out)
-    print_plan(console, found, config, engine.name)
-    if dry_run:
-        tokenizer = tokenizer_at_hand(stand_in or model, None if stand_in else revision)
-        print_first_prompt(console, found.problems[0], tokenizer, config)
-        return
-    about: dict[str, Any] = {
-        "about": {"prompt": asdict(template)},
-        "origin": origin_of(model, revision, found.origin, engine_facts(engine)),
-    }
-    with early_end(), closing(open_engine(engine, model, revision=revision)) as opened:
-        print_notes(console, opened.tokenizer, config)
-        if pilot is not None:
-            chosen = fewer(found, pilot)
-            with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
-                sampled = filled_journal(
-                    chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
-                )
-                with sampled as journal:
-                    wanted = {problem.prompt_id for problem in chosen.problems}
-                    rows = [row for row in journal.finished() if row.prompt_id in wanted]
-            _print_pilot(console, rows, config.samples, len(found.problems), bar, price)
+    with closing_verifier(open_verifier(verifier)) as judge:
+        found = load_problems(
+            problems,
+            template,
+            source=source,
+            question=question,
+            answer=answer,
+            drop_ending=drop_ending,
+            revision=problems_revision,
+            subset=problems_subset,
+            split=problems_split,
+            on_conflict=on_conflict,
+            on_no_gold=on_no_gold,
+            max_turns=protocol.max_turns,
+        )
+        if overlap_with is not None:
+            asked = overlap_question or row_format(source, question=question).question
+            found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
+        for note in found.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        if limit is not None:
+            found = fewer(found, limit)
+        if check_gold:
+            print_golds(console, found, judge)
             return
-        with LiveBar(console, samples * len(found.problems)) as bar:
-            folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
+        check_run(found, judge, config, out)
+        print_plan(console, found, config, engine.name)
+        if dry_run:
+            tokenizer = tokenizer_at_hand(stand_in or model, None if stand_in else revision)
+            print_first_prompt(console, found.problems[0], tokenizer, config)
+            return
+        about: dict[str, Any] = {
+            "about": {"prompt": asdict(template)},
+            "origin": origin_of(model, revision, found.origin, engine_facts(engine)),
+        }
+        with early_end(), closing(open_engine(engine, model, revision=revision)) as opened:
+            print_notes(console, opened.tokenizer, config)
+            if pilot is not None:
+                chosen = fewer(found, pilot)
+                with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
+                    sampled = filled_journal(
+                        chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
+                    )
+                    with sampled as journal:
+                        wanted = {problem.prompt_id for problem in chosen.problems}
+                        rows = [row for row in journal.finished() if row.prompt_id in wanted]
+                _print_pilot(console, rows, config.samples, len(found.problems), bar, price)
+                return
+            with LiveBar(console, samples * len(found.problems)) as bar:
+                folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
     with JournalReader(out / JOURNAL) as journal:
         wanted = {problem.prompt_id for problem in found.problems}
         rows = [row for row in journal.finished() if row.prompt_id in wanted]
     print_findings(console, findings(rows, samples), samples, [])
     if bar.unscored:
         console.print(
-            f"{bar.unscored} dialogues ended unscored; run again to sample them anew", highlight=False
+            f"{bar.unscored} dialogues ended unscored; run again to verify or sample them again",
+            highlight=False,
         )
     console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False, soft_wrap=True)
 

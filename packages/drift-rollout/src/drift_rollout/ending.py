@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from drift_rollout.engine import EngineError
+from drift_rollout.unscored import UnscoredError
 
 
 @contextmanager
 def early_end() -> Iterator[None]:
-    """Let a dead engine end the process with exit code 1, Ctrl-C and SIGTERM with 130.
+    """Let a dead engine or too many failures end the process with exit code 1, Ctrl-C and SIGTERM with 130.
 
     Both unwind what is under way first, so that journal and engine are closed.
     """
@@ -21,6 +22,9 @@ def early_end() -> Iterator[None]:
         yield
     except EngineError as error:
         sys.stderr.write(f"the engine failed: {' '.join(str(error).split())}\nthe same command goes on\n")
+        sys.exit(1)
+    except UnscoredError as error:
+        sys.stderr.write(f"stopped: {' '.join(str(error).split())}\nthe same command goes on\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what had finished is in the journal, the same command goes on\n")

@@ -18,10 +18,10 @@ from typing import Any, Self
 import msgspec
 from filelock import FileLock, Timeout
 
+from drift_rollout.finished import KEY, SUMMARY, Finished, in_short, row_of
+from drift_rollout.unscored import Failures, Key
 from drift_weights.types import Trajectory
 
-_KEY = "prompt_id, round, policy, sample"
-_SUMMARY = "scored, solved, length, unique_answers, malformed, tokens, finished"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS run (config TEXT NOT NULL)",
     """
@@ -38,12 +38,20 @@ CREATE TABLE IF NOT EXISTS trajectory (
     PRIMARY KEY (prompt_id, round, policy, sample)
 ) WITHOUT ROWID
 """,
+    """
+CREATE TABLE IF NOT EXISTS failure (
+    prompt_id TEXT NOT NULL, round INTEGER NOT NULL, policy TEXT NOT NULL, sample INTEGER NOT NULL,
+    turn INTEGER NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (prompt_id, round, policy, sample, turn)
+) WITHOUT ROWID
+""",
 )
 _INSERT = f"""
-INSERT INTO trajectory ({_KEY}, {_SUMMARY}, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in f"{_SUMMARY}, record".split(", "))}
+INSERT INTO trajectory ({KEY}, {SUMMARY}, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in f"{SUMMARY}, record".split(", "))}
 WHERE NOT scored
 """
+_THIS = "(prompt_id, round, policy, sample) = (?, ?, ?, ?)"
 _PATIENCE = 60.0
 """Seconds to wait for somebody who only looks into the file, or, looking, for a commit."""
 
@@ -52,37 +60,6 @@ _LOOK = 0.2
 
 _PORTION = 256
 """Trajectories that are read at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """What a status needs of one trajectory, without its text."""
-
-    prompt_id: str
-    round: int
-    policy: str
-    sample: int
-    scored: bool
-    solved: bool
-    length: int
-    unique_answers: int
-    """Malformed answers together count as one."""
-    malformed: int
-    """Turns without a readable answer."""
-    tokens: int
-    """Sampled; 0 where the engine gave no ids."""
-    finished: float
-    """When it was committed, in seconds since 1970."""
-
-    @property
-    def key(self) -> tuple[str, int, str, int]:
-        """(prompt_id, round, policy, sample), unique everywhere."""
-        return (*self.group, self.sample)
-
-    @property
-    def group(self) -> tuple[str, int, str]:
-        """(prompt_id, round, policy), what its K samples share."""
-        return (self.prompt_id, self.round, self.policy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +90,7 @@ class JournalReader:
         with self._errors_named():
             tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables:
-                self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory LIMIT 1")
+                self._db.execute(f"SELECT {KEY}, {SUMMARY} FROM trajectory LIMIT 1")
         if not tables:
             # A run was killed, or is, between the file and its tables.
             self._db.close()
@@ -158,15 +135,37 @@ class JournalReader:
         return Plan(samples=row[0], problems=row[1], manifest=json.loads(row[2]))
 
     def scored_keys(self) -> set[tuple[str, int, str, int]]:
-        """Keys that need no further sampling; unscored trajectories are sampled again."""
+        """Keys that need no further sampling; unscored trajectories are verified or sampled again."""
         with self._errors_named():
-            return set(self._db.execute(f"SELECT {_KEY} FROM trajectory WHERE scored"))
+            return set(self._db.execute(f"SELECT {KEY} FROM trajectory WHERE scored"))
 
     def finished(self) -> list[Finished]:
         """Every trajectory in short, sorted by key."""
+        failures = self.failures()
+        query = f"""
+            SELECT {KEY}, {SUMMARY}, CASE WHEN scored THEN NULL ELSE record END
+            FROM trajectory ORDER BY {KEY}
+        """
         with self._errors_named():
-            rows = self._db.execute(f"SELECT {_KEY}, {_SUMMARY} FROM trajectory ORDER BY {_KEY}").fetchall()
-        return [_finished(row) for row in rows]
+            return [in_short(row, record, failures) for *row, record in self._db.execute(query)]
+
+    def failures(self) -> Failures:
+        """How often the verification of turns has failed; none in a journal older than the count."""
+        with self._errors_named():
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'failure'").fetchone():
+                return {}
+            rows = self._db.execute(f"SELECT {KEY}, turn, count FROM failure").fetchall()
+        found: Failures = {}
+        for *key, turn, count in rows:
+            found.setdefault((key[0], key[1], key[2], key[3]), {})[turn] = count
+        return found
+
+    def unscored(self, key: Key) -> Trajectory | None:
+        """The trajectory of this key, if it is there and is not scored."""
+        query = f"SELECT record FROM trajectory WHERE {_THIS} AND NOT scored"
+        with self._errors_named():
+            row = self._db.execute(query, key).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=Trajectory)
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Every trajectory, sorted by key, so that an export does not depend on the order of work.
@@ -174,7 +173,7 @@ class JournalReader:
         Read in portions: neither does a live run wait for the reader, nor does memory grow.
         """
         query = (
-            f"SELECT record FROM trajectory WHERE ({_KEY}) > (?, ?, ?, ?) ORDER BY {_KEY} LIMIT {_PORTION}"
+            f"SELECT record FROM trajectory WHERE ({KEY}) > (?, ?, ?, ?) ORDER BY {KEY} LIMIT {_PORTION}"
         )
         last: tuple[str, int, str, int] = ("", -1, "", -1)
         while True:
@@ -243,8 +242,12 @@ class Journal(JournalReader):
             self._lock.release()
             raise
 
-    def add(self, trajectories: Sequence[Trajectory]) -> list[Finished]:
+    def add(self, trajectories: Sequence[Trajectory], failures: Failures | None = None) -> list[Finished]:
         """Commit finished trajectories in one transaction; an unscored one may be replaced, no other.
+
+        Args:
+            failures: how often the verification of their turns has failed by now; those of others, and of
+                a trajectory that is replaced, do not count.
 
         Returns:
             Each in short.
@@ -253,12 +256,16 @@ class Journal(JournalReader):
             ValueError: a key that is scored already.
         """
         now = self._clock()
-        rows = [_row(trajectory, now) for trajectory in trajectories]
+        rows = [row_of(trajectory, now) for trajectory in trajectories]
+        failures = failures or {}
         with self._errors_named(), self._db:
             for row in rows:
                 if self._db.execute(_INSERT, row).rowcount == 0:
                     raise ValueError(f"trajectory {row[:4]} is in the journal already")
-        return [_finished(row[:-1]) for row in rows]
+                self._db.execute(f"DELETE FROM failure WHERE {_THIS}", row[:4])
+                counts = [(*row[:4], turn, count) for turn, count in failures.get(row[:4], {}).items()]
+                self._db.executemany("INSERT INTO failure VALUES (?, ?, ?, ?, ?, ?)", counts)
+        return [in_short(row, record, failures) for *row, record in rows]
 
     def begin(self, plan: Plan) -> None:
         """Note what this run is to sample."""
@@ -283,7 +290,7 @@ class Journal(JournalReader):
                     self._db.execute("BEGIN")
                     for statement in _SCHEMA:
                         self._db.execute(statement)
-                self._db.execute(f"SELECT {_SUMMARY} FROM trajectory LIMIT 1")
+                self._db.execute(f"SELECT {SUMMARY} FROM trajectory LIMIT 1")
             self._hold_config(config)
         except ValueError:
             self._db.close()
@@ -311,22 +318,3 @@ class Journal(JournalReader):
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
-
-
-def _finished(row: tuple[Any, ...]) -> Finished:
-    values: dict[str, Any] = dict(zip(f"{_KEY}, {_SUMMARY}".split(", "), row, strict=True))
-    return Finished(**values | {"scored": bool(values["scored"]), "solved": bool(values["solved"])})
-
-
-def _row(trajectory: Trajectory, now: float) -> tuple[Any, ...]:
-    return (
-        *trajectory.key,
-        int(trajectory.scored),
-        int(trajectory.solved),
-        trajectory.length,
-        trajectory.unique_answers(),
-        sum(turn.verdict == "malformed" for turn in trajectory.turns),
-        sum(end - start for start, end in trajectory.response_spans or ()),
-        now,
-        msgspec.msgpack.encode(trajectory),
-    )

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
 from drift_rollout.engine import Completion, Engine, EngineError, Request, turn_seed
+from drift_rollout.judging import Judging
 from drift_rollout.problems import Problem
 from drift_rollout.protocol import Dialogue, advance, end_for_context
 from drift_rollout.rendering import ChatRenderer
+from drift_rollout.unscored import (
+    SETTLED_AFTER,
+    Cause,
+    Failures,
+    Key,
+    Recall,
+    UnscoredBound,
+    can_be_verified,
+    last_completion,
+    settle,
+)
 from drift_rollout.verify import Verified, Verifier
 from drift_weights.fingerprint import tokenizer_fingerprint
-from drift_weights.types import Trajectory, Turn
+from drift_weights.types import UNSCORED, Trajectory, Turn
 
 if TYPE_CHECKING:
     from drift_rollout.sampler import RolloutConfig
@@ -24,8 +35,6 @@ _SLICE = 0.02
 """Seconds that the engine is waited for while verdicts are outstanding."""
 _BACKLOG = 3
 """Outstanding verdicts, as a multiple of the engine's concurrency, at which no dialogue is begun."""
-_ERRORS = 100
-"""Dialogues in a row that end unscored, after which a run stops: something is broken for all."""
 
 
 @dataclass(slots=True)
@@ -39,6 +48,8 @@ class _Run:
     spans: list[tuple[int, int]] = field(default_factory=list)
     logprobs: list[float] | None = field(default_factory=list)
     request: str | None = None
+    again: bool = False
+    """Whether the response that is judged was judged by an earlier run, without a verdict."""
 
 
 class DialogueLoop:
@@ -47,27 +58,38 @@ class DialogueLoop:
     A request is ready, is asked of the engine, then its completion is judged: at once, or by a thread. Of
     those that are ready the earliest turns are asked first: who may have the longest way to go must not
     begin last, when nothing else is left to fill the engine.
+
+    Args:
+        recall: unscored trajectories of earlier runs; where only the verdict is missing, the response is
+            verified again, and the dialogue goes on from there.
+        failures: of earlier runs; kept up to date.
     """
 
-    def __init__(self, engine: Engine, verifier: Verifier, config: RolloutConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        verifier: Verifier,
+        config: RolloutConfig,
+        recall: Recall,
+        failures: Failures,
+    ) -> None:
         self.running: dict[str, _Run] = {}
         self._held: set[str] = set()
         """Requests that the engine may keep something of."""
         self._engine = engine
-        self._verifier = verifier
         self._config = config
+        self._recall = recall
+        self._failures = failures
         self._renderer = _renderer(engine, config.prefill)
         self._tokenizer = None if engine.tokenizer is None else tokenizer_fingerprint(engine.tokenizer)
-        threads = getattr(verifier, "concurrency", 0)
-        self._threads = ThreadPoolExecutor(threads, "verify") if threads else None
-        self._judging: dict[Future[Verified], Completion] = {}
+        self._judging = Judging(verifier, "" if self._renderer is None else self._renderer.opened)
+        self._bound = UnscoredBound(verifier.name)
+        self._recalled: list[Completion] = []
+        """Responses of earlier runs that are to be verified again."""
         self._ready: list[tuple[int, int, list[Request]]] = []
         """Turn, order, and requests that are asked together; a heap."""
         self._order = count()
         self._asked = 0
-        self._errors = 0
-        """Dialogues in a row that ended with one."""
-        self._error = ""
 
     def check_prompts(self, problems: Iterable[Problem]) -> None:
         """Refuse first prompts that leave the engine no room for a response."""
@@ -83,11 +105,21 @@ class DialogueLoop:
             )
 
     def start(self, problem: Problem, samples: Sequence[int]) -> None:
-        """Make the first turns of a group ready, to be asked together."""
+        """Make the first turns of a group ready, to be asked together, and take up what lacks a verdict."""
+        runs = []
+        for k in samples:
+            stored = self._recall(self._key(problem, k))
+            if stored is not None and can_be_verified(stored, self._tokenizer):
+                self._verify_again(problem, stored)
+            else:
+                self._failures.pop(self._key(problem, k), None)
+                runs.append(k)
+        if not runs:
+            return
         ids = None if self._renderer is None else self._renderer.prompt_ids(problem.messages)
         dialogue = Dialogue(prompt=problem.messages, protocol=self._config.protocol)
-        runs = [_Run(problem=problem, sample=k, dialogue=dialogue, token_ids=ids) for k in samples]
-        heappush(self._ready, (1, next(self._order), [self._request(run) for run in runs]))
+        asked = [_Run(problem=problem, sample=k, dialogue=dialogue, token_ids=ids) for k in runs]
+        heappush(self._ready, (1, next(self._order), [self._request(run) for run in asked]))
 
     def has_room(self, left: int) -> bool:
         """Whether another group is to be begun, when so many dialogues are not begun.
@@ -106,10 +138,11 @@ class DialogueLoop:
         finished = []
         for completion, judged in self._verdicts(self._completions()):
             run = self.running.pop(completion.id)
+            again, run.again = run.again, False
             if completion.no_room and run.dialogue.turns:
                 self._end_for_context(run)
             else:
-                self._take(run, completion, judged)
+                self._take(run, completion, self._counted(run, completion, judged))
             if run.dialogue.ended is None:
                 turn = len(run.dialogue.turns) + 1
                 heappush(self._ready, (turn, next(self._order), [self._request(run)]))
@@ -117,20 +150,17 @@ class DialogueLoop:
                 self._engine.release(completion.id)
                 self._held.discard(completion.id)
                 finished.append(self._trajectory(run))
-                self._count_errors(run, completion)
+                if not (again and run.dialogue.ended == "error"):
+                    self._bound.note(_cause(run, completion), completion.error)
         return finished
 
     def submit(self) -> None:
         """Ask the engine for as much as it wants of what is ready.
 
         Raises:
-            EngineError: too many dialogues in a row ended with an error.
+            UnscoredError: too many dialogues ended unscored.
         """
-        if self._errors >= _ERRORS:
-            raise EngineError(
-                f"{self._errors} dialogues in a row ended with an error, the last one: {self._error}; what "
-                "is in the journal stays; mend this and run again"
-            )
+        self._bound.check()
         requests: list[Request] = []
         while self._ready and self._asked + len(requests) < self._engine.concurrency:
             requests += heappop(self._ready)[2]
@@ -144,16 +174,18 @@ class DialogueLoop:
 
     def close(self) -> None:
         """Cancel what is under way and free what is kept for continuations; the loop is over."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._judging.close()
         for request_id in self._held:
             self._engine.release(request_id)
         self._held.clear()
 
     def _completions(self) -> list[Completion]:
-        """What the engine finished; the wait is short while a verdict may come in."""
+        """What earlier runs left, or the engine finished; the wait is short while a verdict may come in."""
+        if self._recalled:
+            recalled, self._recalled = self._recalled, []
+            return recalled
         if not self._asked:
-            wait(self._judging, return_when=FIRST_COMPLETED)
+            self._judging.wait()
             return []
         completions = self._engine.poll(_SLICE if self._judging else None)
         if not completions and not self._judging:
@@ -167,28 +199,45 @@ class DialogueLoop:
     def _verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, Verified]]:
         """Completions whose verdict is in: new ones that are judged at once, and older ones."""
         for completion in completions:
-            target = self.running[completion.id].problem.target or ""
-            said = completion.text if self._renderer is None else self._renderer.opened + completion.text
-            if completion.error is not None:
-                yield completion, Verified(answer=None, verdict="error")
-            elif self._threads is None:
-                yield completion, self._verifier.verify(said, target)
-            else:
-                future = self._threads.submit(self._verifier.verify, said, target)
-                self._judging[future] = completion
-        for future in [future for future in self._judging if future.done()]:
-            yield self._judging.pop(future), future.result()
+            yield from self._judging.judge(completion, self.running[completion.id].problem)
+        yield from self._judging.verdicts()
 
-    def _count_errors(self, run: _Run, completion: Completion) -> None:
-        self._errors = self._errors + 1 if run.dialogue.ended == "error" else 0
-        verdict = f"{self._verifier.name} gave the verdict {run.dialogue.turns[-1].verdict}"
-        self._error = completion.error or verdict
+    def _counted(self, run: _Run, completion: Completion, judged: Verified) -> Verified:
+        """The verdict; a verification that failed is counted, and settled if it was the last attempt."""
+        if judged.verdict not in UNSCORED or completion.error is not None:
+            return judged
+        failed = self._failures.setdefault(self._key(run.problem, run.sample), {})
+        turn = len(run.dialogue.turns) + 1
+        failed[turn] = failed.get(turn, 0) + 1
+        return settle(judged, completion.text) if failed[turn] >= SETTLED_AFTER else judged
+
+    def _verify_again(self, problem: Problem, stored: Trajectory) -> None:
+        """Go on with a dialogue where its last response is there and its verdict is not."""
+        dialogue = Dialogue(
+            prompt=problem.messages, protocol=self._config.protocol, turns=stored.turns[:-1]
+        )
+        run = _Run(problem=problem, sample=stored.sample, dialogue=dialogue, token_ids=None, again=True)
+        if stored.token_ids is not None and stored.response_spans is not None:
+            *run.spans, (start, end) = stored.response_spans
+            run.token_ids = stored.token_ids[:start]
+            before = len(stored.logprobs or ()) - (end - start)
+            run.logprobs = None if stored.logprobs is None else list(stored.logprobs[:before])
+        request_id = self._request_id(run)
+        self.running[request_id] = run
+        self._recalled.append(last_completion(stored, request_id))
+
+    def _key(self, problem: Problem, sample: int) -> Key:
+        return (problem.prompt_id, self._config.round, self._engine.policy, sample)
+
+    def _request_id(self, run: _Run) -> str:
+        turn = len(run.dialogue.turns) + 1
+        return f"{run.problem.prompt_id}/{self._config.round}/{run.sample}/{turn}"
 
     def _request(self, run: _Run) -> Request:
         turn = len(run.dialogue.turns) + 1
         config = self._config
         request = Request(
-            id=f"{run.problem.prompt_id}/{config.round}/{run.sample}/{turn}",
+            id=self._request_id(run),
             messages=run.dialogue.messages,
             token_ids=run.token_ids,
             sampling=config.sampling,
@@ -210,7 +259,8 @@ class DialogueLoop:
             response=completion.text,
             answer=judged.answer,
             verdict=judged.verdict,
-            finish_reason=completion.finish_reason,
+            # What is not the engine's failure is verified again by the next run.
+            finish_reason=completion.finish_reason if completion.error is None else "error",
         )
         run.dialogue = advance(run.dialogue, turn)
         self._append(run, completion)
@@ -255,6 +305,15 @@ class DialogueLoop:
             logprobs=tuple(run.logprobs) if tokens and run.logprobs is not None else None,
             tokenizer=self._tokenizer if tokens else None,
         )
+
+
+def _cause(run: _Run, completion: Completion) -> Cause | None:
+    """Why a dialogue that ended is unscored; None if it is scored."""
+    if run.dialogue.ended != "error":
+        return None
+    if completion.error is not None:
+        return "engine"
+    return "timeout" if run.dialogue.turns[-1].verdict == "timeout" else "error"
 
 
 def _renderer(engine: Engine, prefill: str) -> ChatRenderer | None:

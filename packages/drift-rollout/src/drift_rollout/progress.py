@@ -19,7 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from drift_rollout.journal import Finished
+from drift_rollout.finished import Finished
+from drift_rollout.unscored import SETTLED_AFTER
 from drift_weights.diagnostics import GroupComposition, group_composition
 from drift_weights.returns import trajectory_return
 from drift_weights.weights import BETA, effective_sample_size, group_weights
@@ -35,8 +36,12 @@ class Findings:
     """What finished trajectories say, those that are scored."""
 
     trajectories: int
-    unscored: int
-    """Ended by a timeout or an error; they are sampled again by the next run."""
+    timeouts: int
+    """Trajectories that are unscored for a timeout; the next run verifies their last response again."""
+    errors: int
+    """Likewise for an error; those that the engine failed are sampled again."""
+    settled: int
+    """Turns that are wrong because their verification failed in three runs."""
     complete: int
     """Groups of which all K are scored."""
     composition: GroupComposition | None
@@ -69,7 +74,9 @@ def findings(rows: Sequence[Finished], samples: int) -> Findings:
     solved = [sum(row.solved and row.length == t for row in scored) for t in range(1, last + 1)]
     return Findings(
         trajectories=len(scored),
-        unscored=len(rows) - len(scored),
+        timeouts=sum(row.unscored == "timeout" for row in rows),
+        errors=sum(row.unscored == "error" for row in rows),
+        settled=sum(row.settled for row in rows),
         complete=sum(size >= samples for size in sizes.values()),
         composition=_composition(whole),
         ess=_ess(whole),
@@ -224,5 +231,14 @@ def _lines(found: Findings, samples: int) -> Iterator[tuple[str, str]]:
         yield "solved at turn", f"1, 2, …: {shares_of_turns}; never {1 - sum(found.solved_at):.1%}"
         yield "malformed", f"{found.malformed:.1%} of turns"
         yield "tokens", f"{found.tokens:,} sampled, {found.tokens / found.trajectories:,.0f} a trajectory"
-    if found.unscored:
-        yield "unscored", f"{found.unscored:,} (timeouts, errors); the next run samples them anew"
+    if found.timeouts or found.errors:
+        yield (
+            "unscored",
+            f"timeout {found.timeouts:,}, error {found.errors:,}; the next run verifies them again, or "
+            "samples them anew if the engine failed",
+        )
+    if found.settled:
+        yield (
+            "settled",
+            f"{found.settled:,} turns as wrong, after {SETTLED_AFTER} failed verifications each",
+        )

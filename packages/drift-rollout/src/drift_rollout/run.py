@@ -14,9 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from drift_rollout.engine import Engine
-from drift_rollout.journal import Finished, Journal, JournalReader, Plan
+from drift_rollout.finished import Finished
+from drift_rollout.journal import Journal, JournalReader, Plan
 from drift_rollout.problems import ProblemSet, check_targets
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
+from drift_rollout.unscored import Key, settled_turns
 from drift_rollout.verify import Verifier
 from drift_weights.folder import FolderWriter, is_folder
 from drift_weights.manifest import read_manifest
@@ -57,6 +59,8 @@ def rollout(
         ValueError: what `check_run` and `sample` refuse, OUT belongs to a run of another
             configuration, or another run is writing to it.
         EngineError: the engine died; what had finished is in the journal.
+        UnscoredError: too many dialogues ended unscored; likewise.
+        VerifierError: the verifier raised; likewise.
     """
     check_run(problems, verifier, config, out)
     wanted = {problem.prompt_id for problem in problems.problems}
@@ -68,7 +72,10 @@ def rollout(
         assert plan is not None
         kept = (t for t in journal.trajectories() if t.prompt_id in wanted and t.sample < config.samples)
         alike = _Alike()
-        folder = write_trajectories(out / TRAJECTORIES, alike.watch(kept), plan.manifest)
+        manifest = _with_settled(
+            plan.manifest, journal, lambda key: key[0] in wanted and key[3] < config.samples
+        )
+        folder = write_trajectories(out / TRAJECTORIES, alike.watch(kept), manifest)
     if config.sampling.temperature > 0 and alike.everywhere:
         _log.warning(
             "the samples of each of %d problems begin with the same response, and so groups teach nothing; "
@@ -200,7 +207,7 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
             )
         # What came in since then is of the next export.
         kept = (trajectory for trajectory in journal.trajectories() if trajectory.key in keys)
-        manifest = dict(plan.manifest)
+        manifest = _with_settled(plan.manifest, journal, keys.__contains__)
         if groups - complete:
             # Groups of other sizes than K are not declared to have K rows.
             manifest["rollout"] = {**manifest["rollout"], "samples": None}
@@ -258,6 +265,16 @@ def origin_of(
     folder = Path(model)
     model = folder.resolve().name if folder.is_dir() else model
     return {"model": model, "revision": revision, "problems": dict(problems), "engine": dict(engine)}
+
+
+def _with_settled(
+    manifest: Mapping[str, Any], journal: JournalReader, kept: Callable[[Key], bool]
+) -> dict[str, Any]:
+    """The manifest with the number of turns that were settled, if there are any."""
+    settled = sum(settled_turns(counts) for key, counts in journal.failures().items() if kept(key))
+    if not settled:
+        return dict(manifest)
+    return {**manifest, "rollout": {**manifest["rollout"], "settled": settled}}
 
 
 def _sampled(folder: Path) -> list[tuple[str, int]]:

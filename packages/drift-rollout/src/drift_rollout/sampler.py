@@ -8,14 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from drift_rollout.engine import Engine, Sampling
-from drift_rollout.journal import Finished, Journal
+from drift_rollout.finished import Finished
+from drift_rollout.journal import Journal
 from drift_rollout.loop import DialogueLoop
 from drift_rollout.problems import Problem, check_targets
 from drift_rollout.protocol import Protocol
+from drift_rollout.unscored import Failures, Key, Recall
 from drift_rollout.verify import Verifier
 from drift_weights.types import Trajectory
-
-Key = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +67,9 @@ def sample(
     Raises:
         ValueError: a problem without target or with one that the verifier refuses, one that appears
             twice, or a prompt that leaves the engine no room for a response.
-        EngineError: the engine went idle with requests unanswered, or a hundred dialogues in a row ended
-            with an error.
+        EngineError: the engine went idle with requests unanswered.
+        UnscoredError: a hundred of the last two hundred dialogues ended with a timeout or an error.
+        VerifierError: the verifier raised.
     """
     with closing(
         sample_batches(problems, engine, verifier, config or RolloutConfig(), done=done)
@@ -88,12 +89,24 @@ def sample_to_journal(
 ) -> None:
     """Like `sample`, with every finished trajectory committed before the next ones are asked for.
 
-    What the journal holds already is left out, so a killed run goes on where it was.
+    What the journal holds already is left out, so a killed run goes on where it was. Where only the
+    verdict of the last response is missing, because the verifier failed, that response is verified again,
+    and the dialogue goes on from there; other unscored dialogues are sampled anew. A verification that
+    fails in three runs settles its turn as wrong.
     """
-    done = journal.scored_keys()
-    with closing(sample_batches(problems, engine, verifier, config, done=done)) as batches:
+    failures = journal.failures()
+    sampled = sample_batches(
+        problems,
+        engine,
+        verifier,
+        config,
+        done=journal.scored_keys(),
+        recall=journal.unscored,
+        failures=failures,
+    )
+    with closing(sampled) as batches:
         for batch in batches:
-            on_finished(journal.add(batch))
+            on_finished(journal.add(batch, failures))
 
 
 def sample_batches(
@@ -103,11 +116,18 @@ def sample_batches(
     config: RolloutConfig,
     *,
     done: Collection[Key] = (),
+    recall: Recall = lambda key: None,
+    failures: Failures | None = None,
 ) -> Generator[list[Trajectory]]:
-    """`sample`, yielding together what finished together."""
+    """`sample`, yielding together what finished together.
+
+    Args:
+        recall: the unscored trajectory that an earlier run left under a key.
+        failures: failed verifications of earlier runs; what is yielded is counted in it by then.
+    """
     wanted = tuple(problems)
     check_targets(wanted, verifier)
-    loop = DialogueLoop(engine, verifier, config)
+    loop = DialogueLoop(engine, verifier, config, recall, {} if failures is None else failures)
     pending = deque(_groups(wanted, engine.policy, config, done))
     loop.check_prompts(problem for problem, _ in pending)
     left = sum(len(samples) for _, samples in pending)
