@@ -212,6 +212,7 @@ def test_gold_checks_and_mistakes_close_it_too(tmp_path: Path, monkeypatch: pyte
 
 
 BUSY = """
+import os
 import sys
 import time
 from pathlib import Path
@@ -224,7 +225,7 @@ class Busy(ExactVerifier):
     concurrency = 2
 
     def verify(self, response, target):
-        print("judging", flush=True)
+        os.write(1, b"judging\\n")
         time.sleep(300)
 
 problems = [make_problem((Message(role="user", content="q"),), "1")]
@@ -294,4 +295,7 @@ def test_a_command_says_how_many_and_ends_with_1(
     out = capsys.readouterr().out
     for lines in (out.splitlines(), status()):
         (line,) = [line for line in lines if line.startswith("settled")]
-        assert line.split(maxsplit=1)[1] == f"{count} turns as wrong, after 3 failed verifications each"
+        assert (
+            line.split(maxsplit=1)[1].strip()
+            == f"{count} turns as wrong, after 3 failed verifications each"
+        )
