@@ -1,4 +1,4 @@
-"""drift-rollout sample | status | export: the command line; it parses, calls and prints."""
+"""drift-rollout sample | status | export | reverify: the command line; it parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 import time
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
 from rich.console import Console
+from rich.progress import Progress
 
 from drift_rollout.ending import early_end
 from drift_rollout.engine import Sampling
@@ -37,10 +38,14 @@ from drift_rollout.problems import OnMistake, fewer, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, choose_template
 from drift_rollout.protocol import Protocol
+from drift_rollout.reverify import check_reverify, old_verifier
+from drift_rollout.reverify import reverify as reverify_log
+from drift_rollout.reverify_report import print_changes
 from drift_rollout.run import JOURNAL, check_run, filled_journal, origin_of, rollout
 from drift_rollout.run import export as export_folder
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.shorthand import named_words
+from drift_rollout.stored_log import open_log
 from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
 from drift_weights.cli import option_words, refuse
 
@@ -53,7 +58,7 @@ def main(args: list[str] | None = None) -> None:
     An engine that died gives exit code 1, an interrupt 130; either way the same command goes on.
     """
     words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
-    commands: dict[str, Any] = {"sample": sample, "status": status, "export": export}
+    commands: dict[str, Any] = {"sample": sample, "status": status, "export": export, "reverify": reverify}
     try:
         auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
@@ -240,6 +245,60 @@ def export(out: Path, folder: Path, *, partial: bool = False, overwrite: bool = 
     sys.stdout.write(
         f"wrote {done.folder}: {done.trajectories} trajectories in {done.groups} groups, {taken}\n"
     )
+
+
+def reverify(
+    old: Path,
+    new: Path,
+    *,
+    verifier: VerifierOptions | None = None,
+    prefill: str | None = None,
+    examples: int = 5,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Judge a log again by another verifier, keep both verdicts, and say what changed; nothing is sampled.
+
+    Args:
+        old: a trajectories folder, the folder of a rollout, or a Parquet file of trajectories.
+        new: the trajectories folder to make.
+        verifier: how answers are judged now, by name or import path, and its options.
+        prefill: what the assistant had said before each response; as the manifest says if not given.
+        examples: so many of each change are shown.
+        dry_run: say what would be judged, hold the golds against the verifier, and write nothing.
+        overwrite: replace a folder of ours.
+    """
+    if verifier is None:
+        raise ValueError("say by --verifier who is to judge now, such as --verifier choice")
+    console, log = Console(), open_log(old)
+    with ExitStack() as stack:
+        judge = open_verifier(verifier)
+        stack.callback(getattr(judge, "close", lambda: None))
+        problems = check_reverify(log, new, judge, overwrite=overwrite)
+        before = old_verifier(log)
+        lines = [
+            f"took {log.path}: {log.rows:,} dialogues of {problems:,} problems, judged by "
+            f"{before or 'an unknown verifier'}, now by {judge.name}",
+            *(f"Note: {note}" for note in log.notes),
+        ]
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if dry_run:
+            return
+        errors = Console(stderr=True)
+        bar = stack.enter_context(Progress(console=errors, transient=True, disable=not errors.is_terminal))
+        task = bar.add_task("verifying", total=log.rows)
+        changes = reverify_log(
+            log,
+            new,
+            judge,
+            prefill=prefill,
+            examples=examples,
+            overwrite=overwrite,
+            advance=lambda dialogues: bar.advance(task, dialogues),
+        )
+    print_changes(console, changes, before, judge.name)
+    console.print(f"wrote {new}; next: drift-weights inspect {new}", highlight=False, soft_wrap=True)
 
 
 def _print_pilot(

@@ -17,6 +17,7 @@ from drift_rollout.engine import Engine
 from drift_rollout.finished import Finished
 from drift_rollout.journal import Journal, JournalReader, Plan
 from drift_rollout.problems import ProblemSet, check_targets
+from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
 from drift_rollout.unscored import Key, settled_turns
 from drift_rollout.verify import Verifier
@@ -144,7 +145,7 @@ def filled_journal(
         **(about or {}),
     }
     manifest: dict[str, Any] = {
-        "rollout": {**fixed, "samples": config.samples},
+        "rollout": {**fixed, "samples": config.samples, **_opening(engine, config.prefill)},
         "problems": whole.counts,
     }
     if origin:
@@ -162,6 +163,17 @@ def filled_journal(
         )
         sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
         yield journal
+
+
+def _opening(engine: Engine, prefill: str) -> dict[str, str]:
+    """What the chat template lets the assistant say before each response, where that is no prefill.
+
+    Verdicts depend on it, and who judges a log again has no tokenizer.
+    """
+    if engine.tokenizer is None or prefill:
+        return {}
+    opened = ChatRenderer(engine.tokenizer).opened
+    return {"opened": opened} if opened else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from drift_weights.types import Message, Trajectory, Turn
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 """Major.minor of both schemas and of drift.json; readers refuse another major."""
 
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
