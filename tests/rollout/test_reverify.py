@@ -31,7 +31,7 @@ from drift_rollout import (
 )
 from drift_rollout.cli import main
 from drift_rollout.regrade import regrade
-from drift_rollout.reverify import reverify
+from drift_rollout.reverify import check_reverify, reverify
 from drift_rollout.run import filled_journal, rollout
 from drift_rollout.stored_log import open_log
 from drift_weights import Message, Trajectory, Turn, from_table, read_folder, to_table
@@ -545,8 +545,9 @@ def test_what_is_there_stays_unless_told_otherwise(run: Path, tmp_path: Path) ->
     new, log = tmp_path / "new", open_log(run)
     reverify(log, new, ChoiceVerifier())
     before = (new / "drift.json").read_bytes()
-    with pytest.raises(FileExistsError, match="new exists; choose another output"):
-        reverify(log, new, ExactVerifier())
+    for refused in (reverify, check_reverify):
+        with pytest.raises(FileExistsError, match="new exists; choose another output"):
+            refused(log, new, ExactVerifier())
     assert (new / "drift.json").read_bytes() == before
     reverify(log, new, ExactVerifier(), overwrite=True)
     assert read(new)[1]["rollout"]["verifier"] == "exact/1"
