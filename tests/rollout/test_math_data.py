@@ -17,6 +17,7 @@ import pytest
 
 from drift_rollout.problem_sources import last_boxed
 from drift_rollout.verifiers.math import MathVerifier
+from drift_rollout.verifiers.numeric import NumericVerifier
 from drift_rollout.verify import mark_answer
 from rollout.math_check import independently_equal
 from rollout.math_near_misses import CHANGES
@@ -77,8 +78,10 @@ def test_qwen_on_math_nothing_wrong_is_accepted_and_a_hundredth_of_what_is_right
 
 
 @needs_data
-def test_gsm8k_every_grade_is_the_data_s(verifier: MathVerifier) -> None:
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_gsm8k_every_grade_is_the_data_s(name: str, verifier: MathVerifier) -> None:
     """The answer stands in the last line, behind `A:`; a solution whose last line has none is malformed."""
+    judge = verifier if name == "math" else NumericVerifier()
     different, malformed, count = [], 0, 0
     for number, row in enumerate(rows_of("gsm8k", "example_model_solutions.jsonl")):
         gold = last_line_answer(row["ground_truth"])
@@ -86,7 +89,7 @@ def test_gsm8k_every_grade_is_the_data_s(verifier: MathVerifier) -> None:
         for model in MODELS:
             answer = last_line_answer(row[model]["solution"])
             response = row[model]["solution"] if answer is None else mark_answer(answer)
-            verdict = verifier.verify(response, gold).verdict
+            verdict = judge.verify(response, gold).verdict
             count, malformed = count + 1, malformed + (verdict == "malformed")
             if (verdict == "correct") != row[model]["is_correct"]:
                 different.append((number, model, gold, answer, verdict))
@@ -114,28 +117,8 @@ def test_every_gold_of_math_passes(grammar: str) -> None:
     assert refused == []
 
 
-def marked(names: dict, known: dict[str, str]) -> list:
-    """A parameter for each name; what is known to fail must fail."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=known[name]))
-        if name in known
-        else name
-        for name in names
-    ]
-
-
-REJECTED = {
-    "degrees in a list": "without spaces its commas are read as those of thousands",
-    "percent in text": "not read as a percent sign",
-}
-ACCEPTED = {
-    "digit of a rounded side": "math-verify looks at one side of it",
-    "currency": "a dollar sign is no unit",
-}
-
-
 @needs_data
-@pytest.mark.parametrize("name", marked(RESPELLINGS, REJECTED))
+@pytest.mark.parametrize("name", RESPELLINGS)
 def test_a_respelled_gold_passes(name: str, golds: list[str], verifier: MathVerifier) -> None:
     pairs = [(gold, other) for gold in golds for other in RESPELLINGS[name](gold)]
     assert pairs
@@ -160,17 +143,17 @@ def near_misses(name: str, golds: list[str]) -> list[Pair]:
 
 
 @needs_data
-@pytest.mark.parametrize("name", marked(CHANGES, ACCEPTED))
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_near_miss_is_never_accepted(name: str, golds: list[str], verifier: MathVerifier) -> None:
     pairs = near_misses(name, golds)
-    sampled = random.Random(SEED).sample(pairs, min(100, len(pairs)))
+    sampled = random.Random(SEED).sample(pairs, min(50, len(pairs)))
     assert sampled
     assert accepted_wrongly(sampled, verifier) == []
 
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", marked(CHANGES, ACCEPTED))
+@pytest.mark.parametrize("name", CHANGES)
 def test_no_near_miss_is_accepted(name: str, golds: list[str], verifier: MathVerifier) -> None:
     assert accepted_wrongly(near_misses(name, golds), verifier) == []
 
@@ -192,7 +175,7 @@ def pairs_of_golds(golds: list[str], count: int) -> list[Pair]:
 
 
 @needs_data
-@pytest.mark.parametrize("count", [1000, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_another_gold_is_never_accepted(count: int, golds: list[str], verifier: MathVerifier) -> None:
     assert accepted_wrongly(pairs_of_golds(golds, count), verifier) == []
 
