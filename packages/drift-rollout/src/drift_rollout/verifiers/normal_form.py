@@ -20,7 +20,7 @@ _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _TEXT_OF_VALUE = re.compile("\ue000 ?(\\d[\\d.,/]*(?: [A-Za-z. ]+)?)\ue001")
 _NAMED = re.compile(
     r"(?P<name>\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?|\\(?:angle|triangle) ?[A-Z]+|\|[A-Z]+\|"
-    r"|\([A-Za-z](?:,[A-Za-z])+\))(?:=|\\in(?=[\[(\\]))(?P<value>[^=]+|[^=,]+(?:=[^=,]+)+)"
+    r"|\([A-Za-z](?:,[A-Za-z])+\))(?:=|\\in(?=[\[(]|\\\{))(?P<value>[^=]+|[^=,]+(?:=[^=,]+)+)"
 )
 _BASE = re.compile(r"(-?[0-9A-F]+)_(?:\{(\d+)\}|(\d+))")
 _BASE_TEN = re.compile(r"^(-?\d+)_(?:\{10\}|10)$")

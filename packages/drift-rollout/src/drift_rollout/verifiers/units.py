@@ -67,6 +67,9 @@ _BEHIND = re.compile(
 )
 
 
+_COMMAND = re.compile(r"\\(?!pi$)[A-Za-z]+$")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """A value and the unit behind it."""
@@ -83,11 +86,11 @@ def read_unit(text: str) -> Measured | None:
         if text.startswith(sign):
             return Measured(value=text[1:].strip(), unit=unit, known=True)
     match = _BEHIND.fullmatch(text)
-    if match is None or not re.search(r"\d|\\pi", match["value"]):
+    if match is None or not re.search(r"\d|\\pi", match["value"]) or _COMMAND.search(match["value"]):
         return None
     words = match["text"] or match["plain"] or match["glued"]
     unit, known = _canonical(words)
-    if not known and not match["text"] and not match["plain"]:
+    if not known and not match["text"] and len(match["plain"] or "") < 2:
         return None
     return Measured(value=match["value"], unit=_POWERS[match["power"] or ""] + unit, known=known)
 
