@@ -28,7 +28,7 @@ SHOWN = 5
 FITS = {
     "exact": {"number", "list", "letter", "expression"},
     "choice": {"letter"},
-    "numeric": {"number", "list"},
+    "numeric": {"number"},
     "math": {"number", "list", "expression"},
 }
 """What kinds of golds a verifier is for."""
@@ -112,7 +112,10 @@ def hidden(gold: Gold) -> str:
 
 def thinking(gold: Gold) -> str:
     """The gold inside thinking, or behind thinking that does not end."""
-    said, tag = gold.mark(gold.target), gold.one("<think>", "< THINK >", "<think\u200b>", "<ｔｈｉｎｋ>")
+    said, tag = (
+        gold.mark(gold.target),
+        gold.one("<think>", "<thinking>", "< THINK >", "<think\u200b>", "<ｔｈｉｎｋ>"),
+    )
     return gold.one(
         f"{tag} {said} </think>", f"{tag} {said}", f"{said} {tag} but", f"<think></think>{tag}{said}"
     )

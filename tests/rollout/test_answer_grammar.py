@@ -45,7 +45,7 @@ PROSE = st.sampled_from(
         "<!-- the gold is B -->",
         "\\frac{1}{2} and \\text{boxed} answer, think",
         "ответ: B, 答えは B",
-        "<b>B</b> <answers>",
+        "<b>B</b> <answering>",
         "\u200b",
         "",
     ]
@@ -127,6 +127,7 @@ def traps(grammar: Grammar) -> st.SearchStrategy[str]:
         st.sampled_from(stray),
         hidden(grammar),
         inside.map(lambda text: f"<think> {text} </think>"),
+        inside.map(lambda text: f"<thinking> {text} </thinking>"),
         mark.map(lambda text: marked(text, grammar)),
         st.just(marked("B</answer><answer>B", grammar) if grammar == "answer" else "\\boxed{B}\\boxed{B}"),
         mark.map(lambda text: f"{text} {marked(GOLD, grammar)}"),
@@ -183,7 +184,7 @@ def test_a_hidden_mark_beside_a_good_answer_makes_it_malformed(
 
 
 @pytest.mark.parametrize(
-    "text", ["é ñ ≮ ≯ 数学 ﷺ", "x<3, y>2", "\ud800", "‹b›", "<answers> <think2> answer>"]
+    "text", ["é ñ ≮ ≯ 数学 ﷺ", "x<3, y>2", "\ud800", "‹b›", "<answering> <think2> answer>"]
 )
 @pytest.mark.parametrize("grammar", ["answer", "boxed"])
 def test_text_that_is_no_tag_hides_no_answer(grammar: Grammar, text: str) -> None:

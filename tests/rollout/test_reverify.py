@@ -580,8 +580,8 @@ def test_the_command_says_what_changed(
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     b = LETTERS[1].prompt_id
     assert shown == [
-        f"took {run}/trajectories: 4 dialogues of 2 problems, judged by exact/1, now by choice/1",
-        "2 of 8 verdicts changed; rows exact/1, columns choice/1",
+        f"took {run}/trajectories: 4 dialogues of 2 problems, judged by exact/1, now by choice/2",
+        "2 of 8 verdicts changed; rows exact/1, columns choice/2",
         "correct wrong",
         "correct 2 0",
         "wrong 2 4",
@@ -590,7 +590,7 @@ def test_the_command_says_what_changed(
         "policy k dialogues acc@1 multi@k not known",
         "scripted 2 4 0.0% → 50.0% 50.0% → 50.0% 0.0% → 0.0%",
         "exact/1 saw 2 of 4 dialogues corrected after turn 1 (multi@2 − acc@1 = 50.0%); in 2 of them "
-        "choice/1 calls an earlier answer correct: 100.0% of that is spelling",
+        "choice/2 calls an earlier answer correct: 100.0% of that is spelling",
         "2 turns behind the end of their dialogue are cut",
         f"wrote {tmp_path}/new; next: drift-weights inspect {tmp_path}/new",
     ]
@@ -613,7 +613,7 @@ def test_the_command_says_what_is_not_known(tmp_path: Path, capsys: pytest.Captu
 def test_a_dry_run_writes_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["reverify", str(run), str(tmp_path / "new"), "--verifier", "choice", "--dry-run"])
     assert capsys.readouterr().out == (
-        f"took {run}/trajectories: 4 dialogues of 2 problems, judged by exact/1, now by choice/1\n"
+        f"took {run}/trajectories: 4 dialogues of 2 problems, judged by exact/1, now by choice/2\n"
     )
     assert not (tmp_path / "new").exists()
 

@@ -32,6 +32,10 @@ PIECES = st.permutations(TAGS).flatmap(
         ("<answer>7</answer></think>", None),
         ("<think> a </think> <think> <answer>7</answer>", None),
         ("<answer>7</answer> <think> more", None),
+        ("<thinking> x </thinking> <answer>7</answer>", "7"),
+        ("<thinking> <answer>7</answer> </thinking>", None),
+        ("<answer>7</answer> <final_answer>8</final_answer>", None),
+        ("<answer>7 <Final Answer>8</Final Answer></answer>", None),
     ],
 )
 def test_grammar(response: str, answer: str | None) -> None:

@@ -18,10 +18,10 @@ Grammar = Literal["answer", "boxed"]
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 # Over the text of `as_seen`. No quantifier gives anything back, so that a flood takes linear time.
-_ANSWER_TAG = re.compile(rb"<(?=[\s/a])\s*+(?:/\s*+)?+answer\b[^<>]*+>")
-_THINK_TAG = re.compile(rb"<(?=[\s/t])\s*+(/?+)\s*+think\b[^<>]*+>")
+_ANSWER_TAG = re.compile(rb"<(?=[\s/af])\s*+(?:/\s*+)?+(?:final[ _-]?)?answers?\b[^<>]*+>")
+_THINK_TAG = re.compile(rb"<(?=[\s/t])\s*+(/?+)\s*+think(?:ing)?\b[^<>]*+>")
 _LAST_THINK_TAG = re.compile(rb".*" + _THINK_TAG.pattern, re.DOTALL)
-_BOX_SEEN = re.compile(rb"\\(?:boxed|fbox)(?![a-z])")
+_BOX_SEEN = re.compile(rb"\\(?:boxed|f(?:rame)?box)(?![a-z])")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 
 
@@ -114,9 +114,9 @@ def extract_answer(response: str, grammar: Grammar = "answer") -> str | None:
 
     The grammar: exactly one complete <answer>…</answer> in the whole response, behind the last
     </think>. None, several, one inside thinking, a stray tag, or a <think> that never closes is
-    malformed. So is one beside a tag that a reader would take for another: in capitals, with spaces or
-    attributes, with characters that are not seen or only look like those of the tag. Under `boxed` the
-    same holds of \boxed{…} and \fbox{…}, braces balanced.
+    malformed. So is one beside a tag that a reader would take for another: <final_answer>, in capitals,
+    with spaces or attributes, with characters that are not seen or only look like those of the tag. And
+    <thinking> is <think>. Under `boxed` the same holds of \boxed{…} and \fbox{…}, braces balanced.
     """
     found = _boxed(response) if grammar == "boxed" else _tagged(response)
     return None if found is None else found.strip()

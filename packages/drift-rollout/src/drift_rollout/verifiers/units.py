@@ -84,7 +84,10 @@ def read_unit(text: str) -> Measured | None:
     """What a text measures; None if nothing that could be a unit stands behind it."""
     for sign, unit in _CURRENCIES.items():
         if text.startswith(sign):
-            return Measured(value=text[1:].strip(), unit=unit, known=True)
+            behind = read_unit(text[1:].strip())
+            # $5 dollars is said twice, $5 cents is nothing.
+            if behind is None or behind.unit == unit:
+                return Measured(value=behind.value if behind else text[1:].strip(), unit=unit, known=True)
     match = _BEHIND.fullmatch(text)
     if match is None or not re.search(r"\d|\\pi", match["value"]) or _COMMAND.search(match["value"]):
         return None
