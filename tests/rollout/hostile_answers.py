@@ -49,22 +49,22 @@ def hostile_answers(seed: int) -> Iterator[tuple[str, str]]:
         yield "product", rf"\prod_{{n=1}}^{{{10 ** draw.randint(3, 7)}}} n"
         yield "equation", f"x^{{{size + 5}}}+{size}x=\\sin(x^{{{size}}})"
         yield "matrix", rf"\begin{{pmatrix}}{'&'.join('x' * draw.choice([5, 40, 300]))}\end{{pmatrix}}"
-        yield "control characters", "".join(chr(draw.randint(0, 31)) for _ in range(50)) + "17"
+        yield "control characters", "".join(chr(draw.randint(0, 31)) for _ in range(50)) + "71"
         yield "directions", "\u202e\u2066" * size + "71" + "\u2069"
-        yield "surrogates", "\ud800" * size + "17"
+        yield "surrogates", "\ud800" * size + "71"
         yield "line ends", '17"]\n["17", "17", false, 9]\n' * size
         yield "megabyte", draw.choice(["9", "{", "(", "\\frac", "$", " ", "\u200b", "x+", "1,"]) * (1 << 20)
         yield "combining marks", "1" + "\u0301" * huge
 
 
 def judge_all(verifier: MathVerifier, count: int, seed: int) -> list[tuple[str, str, str, float]]:
-    """Family, answer, verdict and seconds of so many hostile answers, several at once."""
+    """Family, the start of the answer, verdict and seconds of so many hostile answers, several at once."""
 
     def judged(number: int, family: str, answer: str) -> tuple[str, str, str, float]:
         gold = GOLDS[number % len(GOLDS)]
         started = time.perf_counter()
         verdict = verifier.verify(f"<answer>{answer}</answer>", gold).verdict
-        return family, answer, verdict, time.perf_counter() - started
+        return family, answer[:60], verdict, time.perf_counter() - started
 
     answers = hostile_answers(seed)
     with ThreadPoolExecutor(verifier.concurrency) as threads:
@@ -81,9 +81,10 @@ def main() -> None:
     options = parser.parse_args()
     verifier = MathVerifier(options=MathOptions(timeout=options.timeout))
     process = psutil.Process()
-    judge_all(verifier, 25, options.seed + 1)
+    half = options.count // 2
+    judged = judge_all(verifier, half, options.seed)
     before = process.memory_info().rss
-    judged = judge_all(verifier, options.count, options.seed)
+    judged += judge_all(verifier, options.count - half, options.seed + 1)
     grown = (process.memory_info().rss - before) / 2**20
     verifier.close()
     families: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
@@ -96,10 +97,9 @@ def main() -> None:
         table.add_row(family, str(len(found)), said, f"{max(seconds for _, seconds in found):.2f}")
     console = Console()
     console.print(table)
-    console.print(
-        f"{len(judged)} answers at {options.timeout:g} s each at most; this process grew {grown:.0f} MiB"
-    )
-    accepted = [(family, answer[:60]) for family, answer, verdict, _ in judged if verdict == "correct"]
+    console.print(f"{len(judged)} answers at {options.timeout:g} s each at most")
+    console.print(f"in the second half this process grew by {grown:.0f} MiB")
+    accepted = [(family, answer) for family, answer, verdict, _ in judged if verdict == "correct"]
     if accepted:
         console.print(f"accepted: {accepted[:10]}")
         sys.exit(1)

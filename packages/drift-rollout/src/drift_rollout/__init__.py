@@ -8,6 +8,7 @@ from drift_rollout.protocol import Dialogue, Protocol, advance
 from drift_rollout.sampler import RolloutConfig, sample, sample_to_journal
 from drift_rollout.verifiers.choice import ChoiceVerifier, choice_target
 from drift_rollout.verifiers.exact import ExactVerifier
+from drift_rollout.verifiers.math import MathVerifier
 from drift_rollout.verifiers.numeric import NumericVerifier
 from drift_rollout.verify import AnswerVerifier, Verified, Verifier, extract_answer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "ExactVerifier",
     "Journal",
+    "MathVerifier",
     "NumericVerifier",
     "Problem",
     "ProblemSet",
