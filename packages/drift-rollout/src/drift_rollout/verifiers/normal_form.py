@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from drift_rollout.verifiers.numerals import Numeral, read_numeral, written
 from drift_rollout.verifiers.spelling import closing, respelled, tight
 from drift_rollout.verifiers.units import read_unit
 
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+"""What needs no rule at all, and is most of what answers are."""
 _LIST_WORD = re.compile(r",? ?\ue000 ?,? ?(?:or|and) ?\ue001|,? (?:or|and) ")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
@@ -106,8 +108,11 @@ def _lowered(words: re.Match[str]) -> str:
     return words[0] if len(words[0]) == 1 else words[0].lower()
 
 
+@lru_cache(maxsize=1 << 12)
 def normal_form(text: str) -> Form:
-    """The normal form of an answer."""
+    """The normal form of an answer; those seen last are kept, since samples of a problem repeat answers."""
+    if _PLAIN.fullmatch(text):
+        return Form(text=text)
     text = _listed(respelled(text))
     text = text if text.endswith("..") else text.rstrip(".,;: ")
     grouped = _without_grouping(text)
