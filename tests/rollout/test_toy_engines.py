@@ -22,7 +22,7 @@ problems: {folder}/problems.jsonl
 model: {model}
 out: {folder}/run
 prompt: {{system: null, user: "{{problem}}"}}
-verifier: {name: exact}
+verifier: {{name: exact}}
 samples: 3
 protocol: {{max_turns: 3}}
 sampling: {{temperature: 0, max_new_tokens: 12}}

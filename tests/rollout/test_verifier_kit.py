@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from drift_rollout import ChoiceVerifier, ExactVerifier
+from drift_rollout import ChoiceVerifier, ExactVerifier, MathVerifier, NumericVerifier
 from drift_rollout.verifier_kit import check_verifier
+from drift_rollout.verifiers.math import MathOptions
 from rollout import own_verifier as own
 
 
@@ -18,6 +19,24 @@ def test_our_verifiers_pass(grammar: str) -> None:
     letters = {"B": ["<answer>A</answer>", "<answer>A or B</answer>", "\\boxed{b}"]}
     check_verifier(
         lambda: ChoiceVerifier(grammar=grammar), ["B", "C"], wrong=letters, refused=["", "b", "7"]
+    )
+
+
+@pytest.mark.parametrize("grammar", ["answer", "boxed"])
+def test_numeric_and_math_pass(grammar: str) -> None:
+    other = "<answer>8</answer>", "\\boxed{8}", "7", "<answer>7 or 8</answer>", "\\boxed{-7}"
+    check_verifier(
+        lambda: NumericVerifier(grammar=grammar),
+        ["7", "2.5", "True"],
+        wrong={"7": other},
+        refused=["", "3/4"],
+    )
+    check_verifier(
+        lambda: MathVerifier(grammar=grammar, options=MathOptions(timeout=2)),
+        ["7", "\\sqrt{2}+x"],
+        wrong={"7": other},
+        refused=["", "x" * 1001],
+        limit=10,
     )
 
 

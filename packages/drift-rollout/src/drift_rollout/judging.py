@@ -13,6 +13,8 @@ from drift_rollout.engine import Completion
 from drift_rollout.problems import Problem
 from drift_rollout.verify import Verified, Verifier
 
+_MOMENT = 0.5
+"""Seconds."""
 _SHOWN = 200
 """Characters of a response that an error shows."""
 
@@ -63,8 +65,9 @@ class Judging:
             yield self._pending.pop(future), future.result()
 
     def wait(self) -> None:
-        """Until there is another verdict."""
-        wait(self._pending, return_when=FIRST_COMPLETED)
+        """Until there is another verdict, or for a moment."""
+        # A signal that the system gives to another thread does not wake this one.
+        wait(self._pending, timeout=_MOMENT, return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
         """Ask no more; calls that are under way are left to themselves."""
