@@ -44,9 +44,10 @@ def test_its_arguments_reach_it(main: Main, command: str, problems: Path, tmp_pa
 
 
 def test_the_grammar_reaches_it_if_it_takes_one(problems: Path, tmp_path: Path) -> None:
+    boxed = '--prompt={"user":"\\\\boxed:{problem}","system":null}'
     verifiers = {
-        "rollout.own_verifier.Suffix --verifier.grammar boxed": "suffix/1 grammar=boxed",
-        "rollout.own_verifier.Suffix --verifier.own.grammar boxed": "suffix/1 grammar=boxed",
+        f"rollout.own_verifier.Suffix {boxed} --verifier.grammar boxed": "suffix/1 grammar=boxed",
+        f"rollout.own_verifier.Suffix {boxed} --verifier.own.grammar boxed": "suffix/1 grammar=boxed",
         "rollout.own_verifier.Plain": "plain/1",
     }
     for number, (verifier, name) in enumerate(verifiers.items()):
@@ -66,8 +67,10 @@ def test_the_grammar_reaches_it_if_it_takes_one(problems: Path, tmp_path: Path) 
             "verifier 'nowhere.Verifier': No module named 'nowhere'; a module of your own",
         ),
         ("..Verifier", "and no package.module.Class"),
-        ("rollout.own_verifier.Hope", "and no package.module.Class"),
+        ("rollout.own_verifier.Hope", "and module rollout.own_verifier has no Hope"),
         ("rollout.own_verifier", "and no package.module.Class"),
+        ("math --verifier.own.nope=1", "verifier.own is for a verifier by import path; math takes none"),
+        ("exact --verifier.grammar=boxed", "the prompt asks for <answer>, and exact/1 grammar=boxed reads"),
         ("rollout.own_verifier.Nothing", "lacks check_target, verify: see drift_rollout.verify.Verifier"),
         ("rollout.own_verifier.Suffix --verifier.own.nope=1", "unexpected keyword argument 'nope'"),
         ("rollout.own_verifier.Plain --verifier.own.nope=1", "is called with verifier.own, and grammar="),

@@ -25,7 +25,7 @@ from drift_rollout.engines.opening import EngineOptions, engine_facts, open_engi
 from drift_rollout.finished import Finished
 from drift_rollout.judging import closing_verifier
 from drift_rollout.problems import load_problems
-from drift_rollout.prompts import PromptTemplate, choose_template
+from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import FEEDBACK
 from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
 from drift_rollout.shorthand import named_words
@@ -118,6 +118,7 @@ def run(
         judge = stack.enter_context(closing_verifier(open_verifier(verifier)))
         found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
         _refuse_scores(out)
+        check_grammar(template, judge)
         check_run(found, judge, config, out)
         about, origin = (
             {"prompt": asdict(template)},

@@ -7,8 +7,9 @@ from drift_rollout.prompts import TEMPLATES, PromptTemplate
 from drift_rollout.protocol import Dialogue, Protocol, advance
 from drift_rollout.sampler import RolloutConfig, sample, sample_to_journal
 from drift_rollout.verifiers.choice import ChoiceVerifier, choice_target
+from drift_rollout.verifiers.equality import MathGuards
 from drift_rollout.verifiers.exact import ExactVerifier
-from drift_rollout.verifiers.math import MathVerifier
+from drift_rollout.verifiers.math import MathOptions, MathVerifier
 from drift_rollout.verifiers.numeric import NumericVerifier
 from drift_rollout.verify import AnswerVerifier, Verified, Verifier, extract_answer
 
@@ -21,6 +22,8 @@ __all__ = [
     "Engine",
     "ExactVerifier",
     "Journal",
+    "MathGuards",
+    "MathOptions",
     "MathVerifier",
     "NumericVerifier",
     "Problem",

@@ -36,7 +36,7 @@ from drift_rollout.plan import (
 from drift_rollout.problem_sources import SourceName, row_format
 from drift_rollout.problems import OnMistake, fewer, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
-from drift_rollout.prompts import PromptTemplate, choose_template
+from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import Protocol
 from drift_rollout.reverify import check_reverify, old_verifier
 from drift_rollout.reverify import reverify as reverify_log
@@ -164,6 +164,7 @@ def sample(
         if check_gold:
             print_golds(console, found, judge)
             return
+        check_grammar(template, judge)
         check_run(found, judge, config, out)
         print_plan(console, found, config, engine.name)
         if dry_run:

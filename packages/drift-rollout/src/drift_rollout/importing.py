@@ -20,13 +20,16 @@ def import_named(kind: str, path: str, known: Iterable[str]) -> Any:
         ValueError: no such module, or nothing of that name in it that can be called.
     """
     module, _, name = path.rpartition(".")
+    names = f"{kind} {path!r} is none of {', '.join(known)}, and"
     try:
         found = getattr(importlib.import_module(module), name, None) if module.strip(".") else None
     except ModuleNotFoundError as error:
         hint = "a module of your own has to be installed, or its folder on PYTHONPATH"
         raise ValueError(f"{kind} {path!r}: {error}; {hint}") from error
+    if found is None and module.strip("."):
+        raise ValueError(f"{names} module {module} has no {name}")
     if not callable(found):
-        raise ValueError(f"{kind} {path!r} is none of {', '.join(known)}, and no package.module.Class")
+        raise ValueError(f"{names} no package.module.Class")
     return found
 
 

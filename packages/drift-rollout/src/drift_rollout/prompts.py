@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drift_rollout.verify import Verifier
 from drift_weights.types import Message
 
 SYSTEM = "You're a helpful assistant."
@@ -12,6 +13,10 @@ _FORMAT = (
     "extra text. Strictly follow this format."
 )
 _MATH = "You are solving Math problems. Only give the final answer between <answer> and </answer>."
+
+
+_MARKS = {"answer": "<answer>", "boxed": "\\boxed"}
+"""What a prompt names that asks for an answer of each grammar."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +88,22 @@ def choose_template(prompt: str | PromptTemplate) -> PromptTemplate:
             f"prompt {prompt!r} is no template; choose {', '.join(TEMPLATES)} or give your own"
         )
     return TEMPLATES[prompt]
+
+
+def check_grammar(template: PromptTemplate, verifier: Verifier) -> None:
+    """Hold a prompt against the grammar of the verifier that will read the answers.
+
+    Raises:
+        ValueError: the prompt asks for the marks of another grammar, and not for those that are read.
+    """
+    grammar = getattr(verifier, "grammar", None)
+    if grammar not in _MARKS:
+        return
+    text = f"{template.system} {template.user}"
+    others = [mark for name, mark in _MARKS.items() if name != grammar and mark in text]
+    if others and _MARKS[grammar] not in text:
+        raise ValueError(
+            f"the prompt asks for {others[0]}, and {verifier.name} reads {_MARKS[grammar]}: every answer "
+            "that does as it is told would be malformed; give a prompt that asks for what is read, or another "
+            "verifier.grammar"
+        )

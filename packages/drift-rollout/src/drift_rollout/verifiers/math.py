@@ -71,9 +71,9 @@ class MathVerifier(AnswerVerifier):
 
     options: MathOptions = field(default_factory=MathOptions)
     _memo: OrderedDict[tuple[str, str, str], bool] = field(
-        default_factory=OrderedDict, repr=False, compare=False
+        default_factory=OrderedDict, init=False, repr=False, compare=False
     )
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
     _pool: WorkerPool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

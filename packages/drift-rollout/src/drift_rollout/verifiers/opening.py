@@ -18,7 +18,7 @@ from drift_rollout.verify import Grammar, Verifier
 # No slots: jsonargparse reads the fields of a default from its __dict__.
 @dataclass(frozen=True, kw_only=True)
 class VerifierOptions:
-    """Which verifier judges, and its options; those of the others are ignored."""
+    """Which verifier judges, and its options; those of the other verifiers are ignored."""
 
     name: str = "exact"
     """exact, choice, numeric, math, or a verifier of your own by import path (`package.module.Class`)."""
@@ -38,6 +38,11 @@ def open_verifier(options: VerifierOptions) -> Verifier:
     """
     if options.name not in VERIFIERS:
         return _opened(options)
+    if options.own:
+        raise ValueError(
+            f"verifier.own is for a verifier by import path; {options.name} takes none, got "
+            f"{', '.join(sorted(options.own))}"
+        )
     return VERIFIERS[options.name](options)
 
 
