@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_rollout import Completion, ExactVerifier, RolloutConfig, ScriptedEngine, make_problem, sample
 from drift_rollout.engine import Request
-from drift_train import encode, pad
-from drift_train.loss import IGNORED
+from drift_train import encode, step_batch
 from drift_weights import Message, to_table, weighted_turns
 from tiny import bpe_tokenizer
 
@@ -50,16 +50,19 @@ def test_the_loss_sees_exactly_the_sampled_terminal_turn(name, texts, solved, en
     trajectories = list(sample([PROBLEM], engine, ExactVerifier(), RolloutConfig(samples=2)))
     turns, _ = weighted_turns(to_table(trajectories))
     examples = encode(turns, vocab_size=len(tokenizer), source="here").examples
-    batch = pad(examples, [1.0] * len(examples))
+    everyone = np.arange(len(examples))
+    (batch,) = step_batch(examples, np.ones(len(examples)), everyone, micro_tokens=10**6).micro_batches
+    (row,) = batch.input_ids.tolist()
     last = max((r for r in engine.requests), key=lambda r: len(r.messages))
     spoken = list(engine._script(last).token_ids)
-    for example, row, labels in zip(examples, batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+    targets = [batch.target_R[batch.example_R == n].tolist() for n in range(len(examples))]
+    sources = [batch.source_R[batch.example_R == n].tolist() for n in range(len(examples))]
+    for example, target, source in zip(examples, targets, sources, strict=True):
         (span,) = example.spans
         assert example.input_ids[slice(*span)].tolist() == spoken
         assert example.input_ids[: span[0]].tolist() == list(last.token_ids)
-        supervised = [at for at, label in enumerate(labels) if label != IGNORED]
-        assert [row[at] for at in supervised] == [labels[at] for at in supervised] == spoken
-        assert supervised == list(range(len(row) - len(spoken), len(row)))
+        assert target == spoken
+        assert [row[at] for at in source] == [last.token_ids[-1], *spoken[:-1]]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

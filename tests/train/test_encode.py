@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_train import Example, encode, pad
+from drift_train import Example, encode, step_batch
 from drift_weights import prompt_id
 from drift_weights.types import Message
 from tiny import bpe_tokenizer
@@ -53,9 +53,12 @@ def supervised(example: Example, *, padding: int = 3) -> tuple[list[int], list[i
         sample=0,
         row=1,
     )
-    labels = pad([example, longer], np.ones(2)).labels[0].tolist()
-    positions = [t for t, label in enumerate(labels) if label != -100]
-    return positions, [labels[t] for t in positions]
+    weights, both = np.array([3.0, 1.0]), np.arange(2)
+    batch = step_batch([example, longer], weights, both, micro_tokens=10**6, packed=False)
+    (micro,) = batch.micro_batches
+    mine = micro.weight[micro.example_R] == 3
+    positions = micro.source_R[mine] % len(longer.input_ids) + 1
+    return positions.tolist(), micro.target_R[mine].tolist()
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_train import BatchPlan, Example, encode, pad, step_batch
-from drift_train.loss import IGNORED
+from drift_train import BatchPlan, Example, MicroBatch, encode, step_batch
+from drift_train.layout import deal
 from drift_weights.weights import group_weights, resample
-from train.weighted_rows import random_rows, token_row, weighted_table
+from train.weighted_rows import grouped_rows, token_row, weighted_table
 
 
 def plain(count: int, *, weights: list[float] | None = None) -> list[Example]:
@@ -103,17 +103,33 @@ def test_weights_stay_in_the_loss_or_out_of_it() -> None:
     assert plans["none"].loss_weights().tolist() == [1.0, 1.0, 1.0]
 
 
+def whole(micro: MicroBatch, n: int) -> tuple[int, ...]:
+    """The ids of one example of a micro-batch, from what its last supervised token's place sees."""
+    last = micro.source_R[micro.example_R == n][-1]
+    ids = micro.input_ids.flatten()
+    if micro.segments is None:
+        width = micro.input_ids.shape[1]
+        seen = range(int(last) // width * width, int(last) + 1)
+    else:
+        (part,) = [p for p in micro.segments.parts if p.start <= last < p.end]
+        seen = [*range(part.prefix_start, part.prefix_end), *range(part.start, int(last) + 1)]
+        assert micro.position_ids[0, seen].tolist() == list(range(len(seen)))
+    # These rows are supervised to their last token.
+    return (*ids[list(seen)].tolist(), int(micro.target_R[micro.example_R == n][-1]))
+
+
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     world_size=st.integers(1, 7),
     batch_size=st.integers(1, 12),
     micro_tokens=st.integers(1, 200),
+    packed=st.booleans(),
 )
 def test_the_world_size_only_decides_who_gets_what(
-    seed: int, world_size: int, batch_size: int, micro_tokens: int
+    seed: int, world_size: int, batch_size: int, micro_tokens: int, packed: bool
 ) -> None:
-    rows = random_rows(12, vocab=512, seed=seed)
+    rows = grouped_rows(3, 4, vocab=512, seed=seed)
     examples = list(encode(weighted_table(rows), vocab_size=512).examples)
     plan = BatchPlan(examples, batch_size=batch_size, seed=seed)
     indices = plan.step(1)
@@ -127,18 +143,16 @@ def test_the_world_size_only_decides_who_gets_what(
             micro_tokens=micro_tokens,
             rank=rank,
             world_size=world_size,
+            packed=packed,
         )
         assert share.num_examples == batch_size
         counts.add(len(share.micro_batches))
         for micro in share.micro_batches:
             tokens = micro.input_ids.numel()
-            assert tokens <= micro_tokens or len(micro.weight) == 1
+            assert tokens <= micro_tokens or len(set(micro.weight.tolist())) == 1
             assert micro.idle <= (not micro.weight.any())
-            for b in range(0 if micro.idle else len(micro.weight)):
-                # These rows are supervised to their last token, so padding is all that is behind it.
-                length = int((micro.labels[b] != IGNORED).nonzero().max()) + 1
-                assert not micro.input_ids[b, length:].any()
-                given_out[(float(micro.weight[b]), tuple(micro.input_ids[b, :length].tolist()))] += 1
+            for n in range(0 if micro.idle else len(micro.weight)):
+                given_out[(float(micro.weight[n]), whole(micro, n))] += 1
     assert len(counts) == 1, "sharded models meet in every forward"
     wanted = Counter((examples[i].weight, tuple(examples[i].input_ids.tolist())) for i in indices)
     assert given_out == wanted
@@ -147,12 +161,62 @@ def test_the_world_size_only_decides_who_gets_what(
 def test_padding_stands_on_the_right_so_that_every_query_sees_a_token() -> None:
     rows = [token_row(0, [7, 8, 9], [(2, 3)]), token_row(1, [1, 2, 3, 4, 5], [(1, 2), (3, 5)])]
     short, long = encode(weighted_table(rows), vocab_size=10, supervise="all").examples
-    micro = pad([short, long], np.array([0.5, 2.0]))
-    assert micro.input_ids.tolist() == [[7, 8, 9, 0, 0], [1, 2, 3, 4, 5]]
-    assert micro.labels.tolist() == [[-100, -100, 9, -100, -100], [-100, 2, -100, 4, 5]]
-    assert micro.tokens == 8
-    assert micro.logits_to_keep == 5
-    assert pad([short], np.ones(1)).logits_to_keep == 2
+    weights, both = np.array([0.5, 2.0]), np.arange(2)
+    (micro,) = step_batch([short, long], weights, both, micro_tokens=99, packed=False).micro_batches
+    assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 0, 0]]
+    assert micro.source_R.tolist() == [0, 2, 3, 6]
+    assert micro.target_R.tolist() == [2, 4, 5, 9]
+    assert micro.example_R.tolist() == [0, 0, 0, 1]
+    assert micro.weight.tolist() == [2.0, 0.5]
+    assert (micro.tokens, micro.computed) == (8, 8)
+
+
+def test_a_common_beginning_is_there_once_and_rows_of_other_groups_share_nothing() -> None:
+    begin = [1, 2, 3, 4]
+    rows = [token_row(n, [*begin, 5 + n, 6], [(4, 6)], prompt_id="one") for n in range(2)]
+    rows.append(token_row(2, [*begin, 9], [(4, 5)], prompt_id="other"))
+    examples = encode(weighted_table(rows), vocab_size=10).examples
+    (micro,) = step_batch(examples, np.ones(3), np.arange(3), micro_tokens=99).micro_batches
+    assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 6, 6, 1, 2, 3, 4, 9]]
+    assert micro.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 0, 1, 2, 3, 4]]
+    assert micro.segments.parts == ((0, 4, 0, 0), (4, 6, 0, 4), (6, 8, 0, 4), (8, 13, 0, 0))
+    assert micro.source_R.tolist() == [3, 4, 3, 6, 11]
+    assert (micro.tokens, micro.computed) == (17, 13)
+
+
+def test_an_example_that_is_drawn_twice_is_computed_once_and_counts_twice() -> None:
+    rows = [token_row(n, [1, 2 + n], [(1, 2)], prompt_id=f"p{n}") for n in range(2)]
+    examples = encode(weighted_table(rows), vocab_size=9).examples
+    (micro,) = step_batch(examples, np.ones(2), np.array([1, 0, 1]), micro_tokens=99).micro_batches
+    assert (micro.input_ids.numel(), micro.tokens, len(micro.weight)) == (4, 6, 3)
+
+
+@settings(deadline=None)
+@given(
+    tokens=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    micro_tokens=st.integers(61, 300),
+    world_size=st.integers(1, 6),
+)
+def test_ranks_and_micro_batches_carry_about_the_same(
+    tokens: list[int], micro_tokens: int, world_size: int
+) -> None:
+    """No heavier than the lightest by more than the longest row; Graham's bound of the greedy rule."""
+    rows = [token_row(n, [1] * (t + 1), [(t, t + 1)], prompt_id=f"p{n}") for n, t in enumerate(tokens)]
+    examples = encode(weighted_table(rows), vocab_size=2).examples
+    bins = deal(examples, np.arange(len(rows)), micro_tokens=micro_tokens, world_size=world_size)
+    loads = [sum(unit.computed for unit in units) for units in bins]
+    loads += [0] * (-len(loads) % world_size)
+    assert max(loads) <= micro_tokens
+    assert max(loads) - min(loads) <= max(tokens) + 1
+    assert sorted(loads, reverse=True) == loads
+
+
+def test_a_group_too_large_for_one_rank_is_split_over_them() -> None:
+    rows = [token_row(n, [1] * 10 + [n, 2], [(10, 12)], prompt_id="one", sample=n) for n in range(8)]
+    examples = encode(weighted_table(rows), vocab_size=10).examples
+    bins = deal(examples, np.arange(8), micro_tokens=99, world_size=4)
+    assert len(bins) == 4
+    assert sorted(row for units in bins for unit in units for row in unit.rows) == list(range(8))
 
 
 def test_bad_plans_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.profiler import profile
 
-from drift_train import BatchPlan, MicroBatch, WeightedDataModule, WeightedSFT, encode, planning, step_batch
-from drift_train.loss import IGNORED
+from drift_train import (
+    BatchPlan,
+    MicroBatch,
+    WeightedDataModule,
+    WeightedSFT,
+    encode,
+    memory,
+    planning,
+    step_batch,
+)
 from drift_train.planning import RunPlan, plan_run, print_plan
 from tiny import tiny_model
 from train.weighted_rows import FAMILIES, random_rows, weighted_table
@@ -124,14 +133,16 @@ def test_steps_are_those_that_the_ranks_get(llama: str, devices: int, weighting:
         counts.append(count)
         micro_batches += [micro for share in shares for micro in share.micro_batches if not micro.idle]
     tokens = sum(len(examples[i].input_ids) for step in range(6) for i in batches.step(step))
-    with_loss = sum(int((micro.labels != IGNORED).sum()) for micro in micro_batches)
+    with_loss = sum(len(micro.target_R) for micro in micro_batches)
     positions = sum(micro.input_ids.numel() for micro in micro_batches)
     steps = plan.steps
     assert steps.micro_batches == (min(counts), float(np.median(counts)), max(counts))
     assert steps.tokens == tokens
     assert steps.tokens_per_step == pytest.approx(tokens / 6)
     assert steps.supervised == pytest.approx(with_loss / tokens)
-    assert steps.padding == pytest.approx(1 - sum(micro.tokens for micro in micro_batches) / positions)
+    assert sum(micro.tokens for micro in micro_batches) == tokens
+    assert steps.padding == pytest.approx(1 - sum(micro.computed for micro in micro_batches) / positions)
+    assert steps.saved == pytest.approx(1 - sum(micro.computed for micro in micro_batches) / tokens)
 
 
 def test_examples_prompts_and_epochs(llama: str) -> None:
@@ -168,15 +179,16 @@ def taken(module: WeightedSFT, micro: MicroBatch, context: AbstractContextManage
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    tracker = MemTracker()
-    tracker.track_external(module)
-    with tracker, context:
+    begun = sum(parameter.nbytes for parameter in module.parameters())
+    with profile(profile_memory=True) as watched, context:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = module.micro_loss(micro, 8)
         total = sum(size for size, _ in kept.values())
         kept.clear()
         loss.backward()
-    return total, int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+    events = watched.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return total, begun + max(accumulate(size for _, size in changes))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -193,22 +205,23 @@ def test_activations_are_about_what_a_forward_keeps(tmp_path: Path, family: str,
     (micro,) = step_batch(examples, np.ones(8), np.arange(8), micro_tokens=10**6).micro_batches
     context = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
     kept, peak = taken(WeightedSFT.from_model(model, 1e-3), micro, context)
-    log_probabilities = 4 * VOCAB * sum(example.supervised for example in examples)
-    assert memory.activations == pytest.approx(kept - log_probabilities, rel=0.1)
-    # The tracker's peak has no moments yet.
+    assert memory.activations == pytest.approx(kept, rel=0.1)
+    # No optimizer yet.
     assert memory.device - memory.moments == pytest.approx(peak, rel=0.15)
 
 
-def test_logits_by_hand(llama: str) -> None:
+def test_logits_by_hand(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and log-probabilities of a piece of the supervised tokens, and the gradients of both."""
     examples = encode(TABLE, vocab_size=VOCAB).examples
-    plan = BatchPlan(examples, batch_size=8, seed=0)
-    (micro,) = step_batch(examples, np.ones(40), plan.step(0), micro_tokens=10**6).micro_batches
+    indices = BatchPlan(examples, batch_size=8, seed=0).step(0)
+    supervised = sum(examples[i].supervised for i in indices)
     one = {"data": {"micro_tokens": 10**6}, "max_steps": 1}
-    logits = len(micro.weight) * micro.logits_to_keep * VOCAB
-    probabilities = int((micro.labels != IGNORED).sum()) * VOCAB
-    assert plan_of(llama, **one).memory.logits == 2 * 4 * (logits + probabilities)
-    half = plan_of(llama, **one, precision="bf16-mixed").memory.logits
-    assert half == 2 * (2 * logits + 4 * probabilities)
+    assert plan_of(llama, **one).memory.logits == 4 * 4 * supervised * VOCAB
+    assert (
+        plan_of(llama, **one, precision="bf16-mixed").memory.logits == (4 * 4 + 2 * 2) * supervised * VOCAB
+    )
+    monkeypatch.setattr(memory, "LOGITS", 5 * VOCAB)
+    assert plan_of(llama, **one).memory.logits == 4 * 4 * 5 * VOCAB
 
 
 def test_checkpointing_keeps_one_state_a_block_and_costs_a_forward(tmp_path: Path) -> None:
@@ -219,8 +232,7 @@ def test_checkpointing_keeps_one_state_a_block_and_costs_a_forward(tmp_path: Pat
     saving = plan_of(folder, **one, hparams={"gradient_checkpointing": True})
     examples = encode(TABLE, vocab_size=VOCAB).examples
     rows = BatchPlan(examples, batch_size=8, seed=0).step(0)
-    positions = 8 * max(len(examples[i].input_ids) for i in rows)
-    states = positions * 12 * 4 * 32
+    states = sum(len(examples[i].input_ids) for i in rows) * 12 * 4 * 32
     assert saving.memory.activations == states + plain.memory.activations / 12
     assert saving.flops / plain.flops == pytest.approx(8 / 6)
 

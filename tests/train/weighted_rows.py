@@ -8,12 +8,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 from lightning.pytorch import Callback, Trainer
+from transformers import AttentionInterface
 
 from drift_train import BatchPlan, Example, WeightedSFT, step_batch
 from drift_weights.schema import WEIGHTED
 from tiny import tiny_model
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "phi3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3"]
+"""Two with soft caps or windows, one with a bias on its head."""
+WINDOWS = {"gemma2": {"sliding_window": 6}, "gemma3_text": {"sliding_window": 6}}
+"""Shorter than most rows."""
 USER = [{"role": "user", "content": "Problem: 12 + 30"}]
 
 
@@ -97,15 +101,33 @@ def random_rows(count: int, *, vocab: int, seed: int = 0, longest: int = 5) -> l
     return rows
 
 
+def grouped_rows(groups: int, size: int, *, vocab: int, seed: int = 0) -> list[dict[str, Any]]:
+    """As `random_rows`, but those of a group begin with the same 8 to 20 ids, its prompt."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    rows = random_rows(groups * size, vocab=vocab, seed=seed)
+    for group in range(groups):
+        length = int(torch.randint(8, 21, (), generator=draw))
+        prompt = torch.randint(0, vocab, (length,), generator=draw).tolist()
+        for number in range(group * size, (group + 1) * size):
+            ids, spans = rows[number]["input_ids"], rows[number]["response_spans"]
+            moved = [(span["start"] + length, span["end"] + length) for span in spans]
+            named = {"prompt_id": f"g{group}", "sample": number % size, "weight": rows[number]["weight"]}
+            rows[number] = token_row(number, [*prompt, *ids], moved, **named)
+    return rows
+
+
 def literal_loss(
     model: Any,
     examples: Sequence[Example],
     weights: Sequence[float],
     num_examples: int,
     reduction: str = "sum",
+    attention: str | None = "literal",
 ) -> torch.Tensor:
     """1/N Σ_i w_i Σ_j −log π(y_ij | x_i, y_i,<j), one unpadded example and one token at a time."""
     total = torch.zeros((), dtype=model.dtype)
+    if attention is not None:
+        model.set_attn_implementation(attention)
     for example, weight in zip(examples, weights, strict=True):
         ids = torch.tensor(example.input_ids.tolist())
         log_prob = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
@@ -114,6 +136,24 @@ def literal_loss(
         for j in positions:
             total = total - scale * log_prob[j - 1, ids[j]]
     return total / num_examples
+
+
+def literal_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **settings: Any
+) -> tuple[torch.Tensor, None]:
+    """softmax(cap·tanh(q·k·scale/cap)) · v over the tokens before each one, in the inputs' precision."""
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    scores = query @ key.mT * scale
+    if cap := settings.get("softcap"):
+        scores = cap * torch.tanh(scores / cap)
+    place = torch.arange(query.shape[2])
+    back = place[:, None] - place
+    seen = (back >= 0) & (back < (settings.get("sliding_window") or len(place)))
+    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("literal", literal_attention)
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
@@ -131,10 +171,18 @@ def step_gradient(
     world_size: int = 1,
     num_examples: int | None = None,
     reduction: str = "sum",
+    weighting: str = "loss",
+    packed: bool = True,
+    gradient_checkpointing: bool = False,
 ) -> torch.Tensor:
     """What the ranks and micro-batches of one step over all examples add up to."""
-    module = WeightedSFT.from_model(model, 1e-3, reduction=reduction)
-    plan = BatchPlan(examples, batch_size=len(examples), seed=3)
+    module = WeightedSFT.from_model(
+        model, 1e-3, reduction=reduction, gradient_checkpointing=gradient_checkpointing
+    )
+    if gradient_checkpointing:
+        # It is only done in training mode, in which some families drop activations.
+        module.configure_model()
+    plan = BatchPlan(examples, batch_size=len(examples), seed=3, weighting=weighting)
     total = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=model.dtype)
     for rank in range(world_size):
         share = step_batch(
@@ -144,6 +192,7 @@ def step_gradient(
             micro_tokens=micro_tokens,
             rank=rank,
             world_size=world_size,
+            packed=packed,
         )
         for micro in share.micro_batches:
             loss, _ = module.micro_loss(micro, num_examples or share.num_examples)
@@ -165,13 +214,9 @@ class ExactNorm(torch.nn.Module):
         return (self.offset + self.weight) * hidden * scale
 
 
-def tiny_double(family: str = "llama") -> Any:
+def tiny_double(family: str = "llama", **changes: Any) -> Any:
     """A tiny model that computes in float64 throughout, so that laws can be held to 1e-10."""
-    # Softcapped attention exists only in eager mode, whose softmax is float32; the soft cap on the
-    # final logits, which the loss does see, stays.
-    uncapped = {"attn_logit_softcapping": None} if family == "gemma2" else {}
-    model = tiny_model(family, vocab=64, **uncapped).double()
-    model.set_attn_implementation("sdpa")
+    model = tiny_model(family, vocab=64, **WINDOWS.get(family, {}), **changes).double()
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
             model.set_submodule(name, ExactNorm(module))

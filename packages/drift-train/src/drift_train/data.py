@@ -14,10 +14,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+from drift_train.attention import why_not_packed
 from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
-from drift_train.pack import BatchPlan, StepBatch, Weighting, step_batch
+from drift_train.layout import StepBatch, step_batch
+from drift_train.pack import BatchPlan, Weighting
 from drift_train.rows import holds_text, names_tokenizer, read_rows
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
@@ -89,6 +91,7 @@ class WeightedDataModule(LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self._manifest: dict[str, Any] | None = None
         self._table: pa.Table | None = None
+        self.packed = False
         self._train: list[Example] = []
         self._held_out: list[Example] = []
 
@@ -199,6 +202,7 @@ class WeightedDataModule(LightningDataModule):
             micro_tokens=self.micro_tokens,
             rank=rank,
             world_size=1 if trainer is None else trainer.world_size,
+            packed=self.packed,
             seed=int(draws.generate_state(1, np.uint64)[0] >> np.uint64(1)),
         )
 
@@ -219,6 +223,7 @@ class WeightedDataModule(LightningDataModule):
         whole = AutoConfig.from_pretrained(
             check_model(self.model), revision=self.model_revision, trust_remote_code=self.trust_remote_code
         )
+        self.packed = self._packs(whole)
         config = whole.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         limits = [limit for limit in (self.max_length, context) if limit is not None]
@@ -231,6 +236,14 @@ class WeightedDataModule(LightningDataModule):
             too_long=self.too_long,
             source=self.path,
         )
+
+    def _packs(self, config: PretrainedConfig) -> bool:
+        reason = why_not_packed(config)
+        if self.trust_remote_code and getattr(config, "auto_map", None):
+            reason = "its code is not transformers' own"
+        if reason is not None:
+            _warn(f"{self.model}: rows are padded, not packed, because {reason}")
+        return reason is None
 
     def _located(self) -> Path:
         """The rows' path on this machine; its first process fetches what the Hub holds."""

@@ -40,15 +40,31 @@ def weighted_nll(
     Raises:
         ValueError: `num_examples` ≤ 0, or nll and example of different shapes.
     """
-    if not num_examples > 0:
-        raise ValueError(f"num_examples must be above 0, got {num_examples}")
     if nll_T.shape != example_T.shape:
         raise ValueError(f"nll has shape {tuple(nll_T.shape)}, example {tuple(example_T.shape)}")
-    factor_N = weight_N.to(nll_T.dtype)
+    factor_T = token_factors(example_T, weight_N, reduction=reduction, num_examples=num_examples)
+    return (factor_T.to(nll_T.dtype) * nll_T).sum()
+
+
+def token_factors(
+    example_T: Tensor, weight_N: Tensor, *, reduction: Reduction = "sum", num_examples: float
+) -> Tensor:
+    """What multiplies −log π of each supervised token: w_i/N, under `mean` also by its response's tokens.
+
+    Arguments as for `weighted_nll`.
+
+    Returns:
+        Shape [T], in the dtype of the weights.
+
+    Raises:
+        ValueError: `num_examples` ≤ 0.
+    """
+    if not num_examples > 0:
+        raise ValueError(f"num_examples must be above 0, got {num_examples}")
+    factor_N = weight_N / num_examples
     if reduction == "mean":
-        tokens_N = torch.bincount(example_T, minlength=len(factor_N)).clamp(min=1)
-        factor_N = factor_N / tokens_N
-    return (factor_N[example_T] * nll_T).sum() / num_examples
+        factor_N = factor_N / torch.bincount(example_T, minlength=len(factor_N)).clamp(min=1)
+    return factor_N[example_T]
 
 
 def token_nll(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

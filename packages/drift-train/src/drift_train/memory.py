@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from drift_train.head import LOGITS, has_body
 from drift_train.strategies import blocks
 
 SHARDED = ("fsdp2", "fsdp")
@@ -28,7 +28,7 @@ class MemoryPlan:
     activations: int
     """About: what the largest micro-batch keeps for its backward."""
     logits: int
-    """About: logits of that micro-batch, their log-probabilities, and the gradients of both."""
+    """About: logits of one piece of the loss, their log-probabilities, and the gradients of both."""
     host: int
     """Parameters, gradients and moments of one process in host memory, under cpu_offload."""
 
@@ -43,11 +43,14 @@ class MemoryPlan:
 class Micro:
     """The shape of one micro-batch."""
 
-    rows: int
+    positions: int
+    """Padding included, shared tokens once."""
     longest: int
-    kept: int
-    """Last positions that the loss needs."""
+    """Tokens of the longest example."""
     tokens: int
+    """Of all examples, shared ones with each."""
+    computed: int
+    """Shared ones once."""
     supervised: int
 
 
@@ -90,7 +93,7 @@ def memory_plan(
     here = 0 if cpu_offload else 1
     activations, logits = max(
         (
-            (_activations(policy, micro, size, checkpointing), _logits(policy, micro, size))
+            (_activations(policy, micro, size, checkpointing), _head(policy, micro, size))
             for micro in micro_batches
         ),
         key=sum,
@@ -154,17 +157,21 @@ def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpoint
         token += (4 + size.computed) * heads * micro.longest
     layers = config.num_hidden_layers
     kept = layers * size.residual * hidden + token if checkpointing else layers * token
-    return micro.rows * micro.longest * int(kept)
+    return micro.positions * int(kept)
 
 
-def _logits(policy: PreTrainedModel, micro: Micro, size: _Bytes) -> int:
-    """Logits of the kept positions, log-probabilities where there is loss, and the gradients of both."""
-    keeps = "logits_to_keep" in inspect.signature(policy.forward).parameters
-    positions = micro.rows * (min(micro.kept, micro.longest) if keeps else micro.longest)
-    # The loss is computed in float32 at least.
+def _head(policy: PreTrainedModel, micro: Micro, size: _Bytes) -> int:
+    """What a piece of the loss holds, in float32 at least: logits, log-probabilities, gradients of both.
+
+    A policy whose head cannot be told from its body makes all its logits, with their gradient.
+    """
     precise = max(4, size.computed)
-    vocab = policy.config.get_text_config().vocab_size
-    return 2 * int(vocab) * (positions * size.computed + micro.supervised * precise)
+    vocab = int(policy.config.get_text_config().vocab_size)
+    piece = vocab * min(micro.supervised, max(1, LOGITS // vocab))
+    # In half precision the logits are there a second time.
+    held = 4 * precise if precise == size.computed else 4 * precise + 2 * size.computed
+    whole = 0 if has_body(policy) else 2 * micro.positions * vocab * size.computed
+    return whole + piece * held
 
 
 def parameters_of(module: torch.nn.Module, *, trained: bool = False) -> int:

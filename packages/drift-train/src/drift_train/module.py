@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import random
@@ -21,9 +20,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
+from drift_train.attention import SEGMENTS, check_packed, why_not_packed
+from drift_train.head import Head, from_transformers, head_nll, score_inside, weighted_head_nll
+from drift_train.layout import MicroBatch, StepBatch
 from drift_train.lora import LoRA, add_lora, base_of
-from drift_train.loss import IGNORED, Reduction, weighted_nll_from_logits
-from drift_train.pack import MicroBatch, StepBatch
+from drift_train.loss import Reduction, token_factors
 from drift_train.state import plain_name, together
 from drift_train.strategies import StateFolders
 from drift_train.unread import freeze_unread
@@ -108,7 +109,6 @@ class WeightedSFT(LightningModule):
         self.hparams["lora"] = None if self._lora is None else asdict(self._lora)
         self.automatic_optimization = False
         self.model: nn.Module | None = None
-        self._keeps_logits = False
         self._placed = False
         self._vectors: set[str] | None = None
         self.base: dict[str, Any] | None = None
@@ -160,23 +160,31 @@ class WeightedSFT(LightningModule):
             raise RuntimeError("the policy is not loaded; call configure_model first")
         return cast(PreTrainedModel, self.model)
 
-    def logits(self, batch: MicroBatch) -> Tensor:
-        """Logits of the last `batch.logits_to_keep` positions, shape [B, logits_to_keep, V]."""
-        only = {"logits_to_keep": batch.logits_to_keep} if self._keeps_logits else {}
-        output = self.policy(input_ids=batch.input_ids, use_cache=False, **only)
-        return cast(Tensor, output.logits)[:, -batch.logits_to_keep :]
+    def micro_loss(self, batch: MicroBatch, num_examples: int) -> tuple[Tensor, Tensor | None]:
+        """The share of the step's loss that a micro-batch is (eq. 14).
 
-    def micro_loss(self, batch: MicroBatch, num_examples: int) -> tuple[Tensor, Tensor]:
-        """The share of the step's loss that a micro-batch is (eq. 14), and its logits."""
-        logits_BTV = self.logits(batch)
-        loss = weighted_nll_from_logits(
-            logits_BTV,
-            batch.labels[:, -batch.logits_to_keep :],
-            batch.weight,
-            reduction=self.hparams["reduction"],
-            num_examples=num_examples,
+        Returns:
+            The share, and without gradients, where it is asked for, how many supervised tokens are the
+            policy's best guess.
+        """
+        factor_R = token_factors(
+            batch.example_R, batch.weight, reduction=self.hparams["reduction"], num_examples=num_examples
         )
-        return loss, logits_BTV
+
+        def score(head: Head, hidden_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+            hidden_RD = hidden_BTD.flatten(0, 1)[batch.source_R]
+            if torch.is_grad_enabled():
+                return weighted_head_nll(head, hidden_RD, batch.target_R, factor_R), None
+            nll_R, hit_R = head_nll(head, hidden_RD, batch.target_R)
+            return (factor_R.to(nll_R.dtype) * nll_R).sum(), hit_R.sum()
+
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.segments is not None:
+            check_packed(self.policy.config)
+            inputs |= {"position_ids": batch.position_ids, "segments": batch.segments}
+            # Of four dimensions, so that no mask is made; the segments take its place.
+            inputs["attention_mask"] = batch.input_ids.new_zeros(1, 1, 1, 1)
+        return cast(tuple[Tensor, Tensor | None], self.policy(**inputs, score=score))
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """One whole optimizer step; returns this rank's share of the loss.
@@ -206,14 +214,12 @@ class WeightedSFT(LightningModule):
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Add up the held-out loss and the tokens that the policy's best guess hits."""
         for micro in batch.micro_batches:
-            loss, logits_BTV = self.micro_loss(micro, batch.num_examples)
+            loss, hits = self.micro_loss(micro, batch.num_examples)
             if micro.idle:
                 continue
-            target_BT = micro.labels[:, -micro.logits_to_keep :][:, 1:]
-            counted_BT = target_BT != IGNORED
-            hits = (logits_BTV[:, :-1].argmax(-1) == target_BT) & counted_BT
-            parts = (loss * batch.num_examples, hits.sum(), counted_BT.sum())
-            self._held_out = [sum_ + part.item() for sum_, part in zip(self._held_out, parts, strict=True)]
+            assert hits is not None
+            parts = (loss.item() * batch.num_examples, hits.item(), len(micro.target_R))
+            self._held_out = [sum_ + part for sum_, part in zip(self._held_out, parts, strict=True)]
         self._held_out_examples += batch.num_examples
 
     def on_validation_epoch_start(self) -> None:
@@ -311,6 +317,9 @@ class WeightedSFT(LightningModule):
         if self._lora is not None:
             add_lora(policy, self._lora)
         freeze_unread(policy)
+        if why_not_packed(policy.config) is None and from_transformers(policy):
+            policy.set_attn_implementation(SEGMENTS)
+        score_inside(policy)
         if self.hparams["gradient_checkpointing"]:
             # The other kind gives no gradient where a block's input needs none, as under LoRA.
             policy.gradient_checkpointing_enable({"use_reentrant": False})
@@ -325,8 +334,6 @@ class WeightedSFT(LightningModule):
         self.model = model
         if self._vectors is None:
             self._vectors = _vectors(model)
-        inner = getattr(model, "module", model)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(inner.forward).parameters
 
     def _without_sync(self) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy

@@ -1,70 +1,17 @@
-"""The batch plan: which examples a step holds, who gets them, and how they are padded."""
+"""The batch plan: which examples a step holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from drift_train.encode import Example
-from drift_train.loss import IGNORED
 from drift_weights.weights import resample
 
 Weighting = Literal["loss", "resample", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class MicroBatch:
-    """Examples padded on the right: causal attention never looks there, so they need no mask.
-
-    Padding on the left leaves queries that see nothing, whose gradient is NaN on CUDA.
-    """
-
-    input_ids: Tensor
-    """Shape [B, T]."""
-    labels: Tensor
-    """Token ids where there is loss, −100 elsewhere, not shifted, shape [B, T]."""
-    weight: Tensor
-    """What multiplies each row's loss, shape [B]."""
-    logits_to_keep: int
-    """Last positions whose logits the loss needs, the one before the first target included."""
-    tokens: int
-    """Of the examples, padding left out."""
-    idle: bool = False
-    """Only there to keep a rank in step with the others: counted nowhere."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
-        """The same on another device."""
-        # Apple's devices know no float64.
-        weight = self.weight.float() if torch.device(device).type == "mps" else self.weight
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            weight=weight.to(device, non_blocking=non_blocking),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class StepBatch:
-    """One rank's share of one optimizer step."""
-
-    micro_batches: tuple[MicroBatch, ...]
-    """As many on every rank, because sharded models meet in each forward."""
-    num_examples: int
-    """Planned examples of the whole step, over all micro-batches and ranks."""
-    seed: int = 0
-    """Of what this rank draws in this step, such as dropout: a function of (seed, step, rank)."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> StepBatch:
-        """The same on another device."""
-        moved = tuple(micro.to(device, non_blocking=non_blocking) for micro in self.micro_batches)
-        return replace(self, micro_batches=moved)
 
 
 class BatchPlan:
@@ -155,70 +102,3 @@ class BatchPlan:
             return np.arange(self._rows)
         count_N = resample(self._weight_N, self._group_N, self._sample_N, seed=self.seed, epoch=epoch)
         return np.repeat(np.arange(self._rows), count_N)
-
-
-def step_batch(
-    examples: Sequence[Example],
-    weight_N: NDArray[np.float64],
-    indices: NDArray[np.int64],
-    *,
-    micro_tokens: int,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int = 0,
-) -> StepBatch:
-    """One rank's share of a step, `indices[rank::world_size]`, as padded micro-batches.
-
-    A rank with fewer micro-batches than another adds idle ones of weight zero and keeps in step.
-
-    Args:
-        examples: what the plan was made of.
-        weight_N: what multiplies each example's loss.
-        indices: the whole step's, over all ranks.
-        micro_tokens: most tokens of a micro-batch, padding included, ≥ 1; a longer row goes alone.
-        rank: in [0, world_size).
-        world_size: ranks that share the step.
-        seed: of what this rank draws in the step.
-    """
-    shares = [indices[other::world_size] for other in range(world_size)]
-    bins = [bins_by_length([len(examples[i].input_ids) for i in part], micro_tokens) for part in shares]
-    share = shares[rank]
-    micro_batches = [pad([examples[i] for i in share[rows]], weight_N[share[rows]]) for rows in bins[rank]]
-    missing = max(map(len, bins)) - len(micro_batches)
-    if missing:
-        idle = replace(pad([examples[indices[0]]], np.zeros(1)), idle=True)
-        micro_batches += [idle] * missing
-    return StepBatch(micro_batches=tuple(micro_batches), num_examples=len(indices), seed=seed)
-
-
-def pad(examples: Sequence[Example], weight_B: NDArray[np.float64]) -> MicroBatch:
-    """Examples side by side, padded on the right with id 0."""
-    lengths = [len(example.input_ids) for example in examples]
-    longest = max(lengths)
-    shape = (len(examples), longest)
-    input_ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-    for b, example in enumerate(examples):
-        input_ids[b, : lengths[b]] = example.input_ids
-        for start, end in example.spans:
-            labels[b, start:end] = example.input_ids[start:end]
-    first = min(example.spans[0][0] for example in examples)
-    return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        labels=torch.from_numpy(labels),
-        weight=torch.from_numpy(np.asarray(weight_B, np.float64)),
-        logits_to_keep=longest - first + 1,
-        tokens=sum(lengths),
-    )
-
-
-def bins_by_length(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
-    """Positions in bins of like lengths, longest first, rows × longest ≤ micro_tokens."""
-    if micro_tokens < 1:
-        raise ValueError(f"micro_tokens must be at least 1, got {micro_tokens}")
-    bins: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if bins and (len(bins[-1]) + 1) * lengths[bins[-1][0]] <= micro_tokens:
-            bins[-1].append(position)
-        else:
-            bins.append([position])
-    return bins

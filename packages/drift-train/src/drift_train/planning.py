@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
@@ -16,11 +17,10 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from drift_train.data import WeightedDataModule
-from drift_train.encode import Example
 from drift_train.flops import PEAK_FLOPS, flops_per_token, multiplying, peak_flops
+from drift_train.layout import Bin, deal
 from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
 from drift_train.module import WeightedSFT, check_precision
-from drift_train.pack import BatchPlan, bins_by_length
 from drift_train.strategies import STRATEGIES, count_devices, uses_cuda
 
 SAMPLED_STEPS = 200
@@ -48,11 +48,13 @@ class StepsPlan:
     micro_batches: tuple[int, float, int]
     """Of a step on each rank: least, median, most."""
     tokens_per_step: float
-    """Over all ranks, without padding."""
+    """Over all ranks, without padding; shared ones with each example."""
     tokens: int
     """Of the whole run; an extrapolation where sampled < steps."""
     padding: float
     """Share of the positions of all micro-batches that are padding; idle ones are left out."""
+    saved: float
+    """Share of the tokens that are computed with those of others, because their rows begin alike."""
     supervised: float
     """Share of the tokens that carry loss."""
     epochs: float
@@ -92,9 +94,10 @@ def plan_run(
 ) -> RunPlan:
     """What a fit would take: the policy is built without memory, the rows are read, nothing is written.
 
-    FLOPs are tokens · (4·N + 2·trained), that is 6·N for a full fine-tuning: forward 2, gradients of
-    activations 2, of weights 2; + 2·N under gradient checkpointing. N leaves an input embedding out
-    that is no output head as well: it is looked up, not multiplied. Attention scores are left out.
+    FLOPs are tokens · (4·N + 2·trained), shared tokens once; that is 6·N for a full fine-tuning: forward 2,
+    gradients of activations 2, of weights 2; + 2·N under gradient checkpointing. N leaves an input
+    embedding out that is no output head as well: it is looked up, not multiplied. Attention scores are
+    left out.
 
     Args:
         module: its settings name the policy: a folder with a config.json is enough.
@@ -116,10 +119,11 @@ def plan_run(
     strategy = _strategy(strategy, devices, cpu_offload)
     policy = _shapes(module)
     data.setup("fit")
-    layout = _layout(data._train, data._plan, data.micro_tokens, devices, max_steps)
-    steps = _steps(data, layout, max_steps)
+    layout = _layout(data, devices, max_steps)
+    steps = _steps(data, layout, devices, max_steps)
     checkpointing = bool(module.hparams["gradient_checkpointing"])
-    flops = steps.tokens * flops_per_token(*multiplying(policy), checkpointing=checkpointing)
+    a_token = flops_per_token(*multiplying(policy), checkpointing=checkpointing)
+    flops = steps.tokens * (1 - steps.saved) * a_token
     rate = None if flops_per_second is None else devices * flops_per_second * utilisation
     return RunPlan(
         model=module.hparams["model"],
@@ -130,7 +134,7 @@ def plan_run(
         precision=precision,
         memory=memory_plan(
             policy,
-            [micro for step in layout for rank in step for micro in rank],
+            [micro for step in layout for micro in step],
             strategy=strategy,
             devices=devices,
             precision=precision,
@@ -224,39 +228,38 @@ def _shapes(module: WeightedSFT) -> PreTrainedModel:
         return module.blank_policy()
 
 
-def _layout(
-    examples: Sequence[Example], plan: BatchPlan, micro_tokens: int, devices: int, max_steps: int
-) -> list[list[list[Micro]]]:
-    """Micro-batches by step and rank, those of `step_batch` without its tensors and idle ones."""
+def _layout(data: WeightedDataModule, devices: int, max_steps: int) -> list[list[Micro]]:
+    """Micro-batches of each step over all ranks: those of `step_batch`, without tensors and idle ones."""
     layout = []
     for step in range(min(max_steps, SAMPLED_STEPS)):
-        indices = plan.step(step)
-        shares = [[examples[i] for i in indices[rank::devices]] for rank in range(devices)]
-        layout.append([_micro_batches(share, micro_tokens) for share in shares])
+        indices = data._plan.step(step)
+        bins = deal(
+            data._train, indices, micro_tokens=data.micro_tokens, world_size=devices, packed=data.packed
+        )
+        times = Counter(indices.tolist())
+        layout.append([_micro(data, units, times) for units in bins])
     return layout
 
 
-def _micro_batches(share: Sequence[Example], micro_tokens: int) -> list[Micro]:
-    bins = bins_by_length([len(example.input_ids) for example in share], micro_tokens)
-    return [_micro([share[i] for i in rows]) for rows in bins]
-
-
-def _micro(examples: Sequence[Example]) -> Micro:
-    lengths = [len(example.input_ids) for example in examples]
+def _micro(data: WeightedDataModule, units: Bin, times: Mapping[int, int]) -> Micro:
+    rows = [(data._train[i], times[i]) for unit in units for i in unit.rows]
+    longest = max(len(example.input_ids) for example, _ in rows)
+    computed = sum(unit.computed for unit in units)
     return Micro(
-        rows=len(examples),
-        longest=max(lengths),
-        kept=max(lengths) - min(example.spans[0][0] for example in examples) + 1,
-        tokens=sum(lengths),
-        supervised=sum(example.supervised for example in examples),
+        positions=computed if data.packed else len(rows) * longest,
+        longest=longest,
+        tokens=sum(len(example.input_ids) * often for example, often in rows),
+        computed=computed,
+        supervised=sum(example.supervised * often for example, often in rows),
     )
 
 
-def _steps(data: WeightedDataModule, layout: list[list[list[Micro]]], max_steps: int) -> StepsPlan:
-    counts = [max(map(len, step)) for step in layout]
-    micro_batches = [micro for step in layout for rank in step for micro in rank]
+def _steps(data: WeightedDataModule, layout: list[list[Micro]], devices: int, max_steps: int) -> StepsPlan:
+    counts = [-(-len(step) // devices) for step in layout]
+    micro_batches = [micro for step in layout for micro in step]
     tokens = sum(micro.tokens for micro in micro_batches)
-    positions = sum(micro.rows * micro.longest for micro in micro_batches)
+    computed = sum(micro.computed for micro in micro_batches)
+    positions = sum(micro.positions for micro in micro_batches)
     return StepsPlan(
         examples=len(data._train),
         held_out=len(data._held_out),
@@ -267,7 +270,8 @@ def _steps(data: WeightedDataModule, layout: list[list[list[Micro]]], max_steps:
         micro_batches=(min(counts), median(counts), max(counts)),
         tokens_per_step=tokens / len(layout),
         tokens=round(tokens / len(layout) * max_steps),
-        padding=1 - tokens / positions,
+        padding=1 - computed / positions,
+        saved=1 - computed / tokens,
         supervised=sum(micro.supervised for micro in micro_batches) / tokens,
         epochs=max_steps * data.batch_size / data._plan.examples_of(1),
     )
@@ -296,6 +300,8 @@ def _step_lines(plan: RunPlan, steps: StepsPlan) -> Iterator[tuple[str, str]]:
     yield "micro-batches", f"{several} a step on each device"
     yield "tokens", f"{'' if whole else 'about '}{steps.tokens:,}; {steps.tokens_per_step:,.0f} a step"
     yield "", f"{steps.supervised:.1%} of them with loss; {steps.padding:.1%} of positions are padding"
+    if steps.saved:
+        yield "", f"{steps.saved:.1%} of them are computed with others that begin alike"
 
 
 def _memory_lines(memory: MemoryPlan) -> Iterator[tuple[str, str]]:
@@ -305,7 +311,7 @@ def _memory_lines(memory: MemoryPlan) -> Iterator[tuple[str, str]]:
     yield "  AdamW's moments", decimal(memory.moments)
     yield "  working copies", f"about {decimal(memory.working)}"
     yield "  activations", f"about {decimal(memory.activations)}, largest micro-batch"
-    yield "  logits", f"about {decimal(memory.logits)}, same one, gradients included"
+    yield "  logits", f"about {decimal(memory.logits)}, a piece of the loss, gradients included"
     if memory.host:
         yield "memory of the host", f"{decimal(memory.host)} a device"
 

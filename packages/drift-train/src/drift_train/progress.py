@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from drift_train.data import TrainSteps
 from drift_train.flops import flops_per_token, multiplying, peak_flops
+from drift_train.layout import StepBatch
 from drift_train.module import WeightedSFT
-from drift_train.pack import StepBatch
 
 SILENCE = 600.0
 """Seconds after which a line is printed where there is no terminal."""
@@ -39,9 +39,9 @@ class StepMetrics(Callback):
     - `weight_mass`: Σw of all examples seen since step 0, by Σw of the training examples. It is 1 after an
       epoch and goes on above it; under `resample`, where each draw counts 1, an epoch makes it about 1.
     - `mfu`: share of the device's peak that the step's arithmetic comes to, where the peak is known
-      (`drift_train.flops`). Arithmetic is 6·N·tokens, N the parameters that multiply; a frozen one has no
-      gradient of its own and counts 4. Attention's products of pairs and what gradient checkpointing
-      computes again are left out.
+      (`drift_train.flops`). Arithmetic is 6·N a token, those that rows share once, N the parameters
+      that multiply; a frozen one has no gradient of its own and counts 4. Attention's products of pairs
+      and what gradient checkpointing computes again are left out.
 
     `tokens` and `weight_mass` are functions of the step, so that a resumed run goes on where it was; they
     are left out of a fit whose steps come from elsewhere than a WeightedDataModule. In the list of
@@ -72,13 +72,13 @@ class StepMetrics(Callback):
         """Log the step's figures."""
         sums = trainer.strategy.reduce(_sums(batch), reduce_op="sum")
         # Reading them waits for the device, so the clock has to be read after.
-        tokens, weight, squares = cast(Tensor, sums).tolist()
+        tokens, computed, weight, squares = cast(Tensor, sums).tolist()
         now = monotonic()
-        rate = tokens / max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)
         self._since = now
-        figures = {"tokens_per_s": rate, "batch_ess": weight**2 / squares if squares else 0.0}
+        figures = {"tokens_per_s": tokens / seconds, "batch_ess": weight**2 / squares if squares else 0.0}
         if self._peak is not None:
-            figures["mfu"] = self._flops_per_token * rate / (self._peak * trainer.world_size)
+            figures["mfu"] = self._flops_per_token * computed / (seconds * self._peak * trainer.world_size)
         if self._seen is not None:
             figures |= self._seen.until(trainer.global_step)
         # Lightning would round plain numbers to float32, too coarse for a count of tokens.
@@ -232,16 +232,16 @@ class _Pace:
 
 
 def _sums(batch: StepBatch) -> Tensor:
-    """Tokens, Σw and Σw² of this rank's share, shape [3]."""
+    """Tokens, those computed, Σw and Σw² of this rank's share, shape [4]."""
     device = batch.micro_batches[0].weight.device
     # Apple's devices know no float64.
     kind = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.zeros(3, dtype=kind, device=device)
+    total = torch.zeros(4, dtype=kind, device=device)
     for micro in batch.micro_batches:
         if not micro.idle:
             weight_B = micro.weight.to(kind)
-            tokens = torch.tensor(micro.tokens, dtype=kind, device=device)
-            total += torch.stack([tokens, weight_B.sum(), (weight_B**2).sum()])
+            tokens = torch.tensor([micro.tokens, micro.computed], dtype=kind, device=device)
+            total += torch.cat([tokens, torch.stack([weight_B.sum(), (weight_B**2).sum()])])
     return total
 
 
