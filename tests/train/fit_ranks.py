@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from drift_train import DDP, FSDP, FSDP2, LastCheckpoint, SingleDevice, WeightedDataModule, WeightedSFT
-from train.weighted_rows import random_rows, weighted_table
+from train.weighted_rows import grouped_rows, weighted_table
 
 STRATEGIES = {"single": SingleDevice, "ddp": DDP, "fsdp": FSDP, "fsdp2": FSDP2}
 
@@ -58,9 +58,9 @@ def main(settings: dict[str, Any]) -> None:
     if settings["strategy"] == "single":
         options = {"device": "cuda:0" if accelerator == "cuda" else "cpu", **options}
     module = WeightedSFT(settings["model"], 5e-3, weight_decay=0.1, **settings.get("module", {}))
-    table = weighted_table(random_rows(24, vocab=67))
+    table = weighted_table(grouped_rows(6, 4, vocab=67))
     data = WeightedDataModule.from_table(
-        table, settings["model"], batch_size=6, micro_tokens=40, **settings.get("data", {})
+        table, settings["model"], batch_size=6, micro_tokens=90, **settings.get("data", {})
     )
     trainer = Trainer(
         max_steps=settings["steps"],

@@ -264,3 +264,46 @@ def test_an_adapter_on_the_head_is_trained() -> None:
     found = torch.autograd.grad(module.micro_loss(batch.micro_batches[0], 9)[0], trained)
     for one, other in zip(found, literal, strict=True):
         torch.testing.assert_close(one, other)
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@CUDA
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_of_segments_on_cuda(window: int | None, dtype: torch.dtype) -> None:
+    """Half precision takes lengths, float32 a call a segment; both against float64 on the host."""
+    torch.manual_seed(0)
+    parts = [
+        Segment(0, 60, 0, 0),
+        Segment(60, 110, 0, 60),
+        Segment(110, 111, 0, 60),
+        Segment(111, 200, 111, 111),
+    ]
+    shape = [(1, 4, 200, 64), (1, 2, 200, 64), (1, 2, 200, 64)]
+    host = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shape]
+    device = [s.detach().to("cuda", dtype).requires_grad_() for s in host]
+    direction = torch.randn(1, 200, 4, 64, dtype=torch.float64)
+    results = []
+    for states in (host, device):
+        found, _ = attend(SimpleNamespace(), *states, None, segments=Segments(parts), sliding_window=window)
+        grads = torch.autograd.grad(found, states, direction.to(found))
+        results.append([x.detach().double().cpu() for x in (found, *grads)])
+    for one, other in zip(*results, strict=True):
+        assert relative(other, one) <= (2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@CUDA
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_step_on_cuda_in_bfloat16(family: str) -> None:
+    changes = {"initializer_range": 0.1, **WINDOWS.get(family, {})}
+    model, examples = tiny_model(family, vocab=64, **changes), grouped()
+    literal = wanted(model, examples)
+    module = WeightedSFT.from_model(model, 1e-3)
+    model.cuda()
+    weights = np.array([example.weight for example in examples])
+    (micro,) = step_batch(examples, weights, np.arange(9), micro_tokens=10**6).micro_batches
+    with torch.autocast("cuda", torch.bfloat16):
+        found = gradient(model, module.micro_loss(micro.to("cuda"), 9)[0])
+    assert relative(found.cpu(), literal) <= 2e-2

@@ -184,6 +184,23 @@ def test_a_common_beginning_is_there_once_and_rows_of_other_groups_share_nothing
     assert (micro.tokens, micro.computed) == (17, 13)
 
 
+@pytest.mark.parametrize("weighting", ["loss", "resample"])
+def test_groups_stay_together_and_each_epoch_has_an_order_of_them(weighting: str) -> None:
+    rows = [token_row(n, [1, 2], [(1, 2)], weight=1.0) for n in range(24)]
+    # Not in the table's order.
+    mixed = [rows[n] for n in np.random.default_rng(0).permutation(24)]
+    examples = encode(weighted_table(mixed), vocab_size=9).examples
+    plan = BatchPlan(examples, batch_size=24, seed=2, weighting=weighting, order="groups")
+    orders = set()
+    for step in range(4):
+        drawn = plan.step(step)
+        assert sorted(drawn.tolist()) == list(range(24))
+        groups = [examples[i].group for i in drawn]
+        assert all(len(set(groups[at : at + 4])) == 1 for at in range(0, 24, 4))
+        orders.add(tuple(groups))
+    assert len(orders) == 4
+
+
 def test_an_example_that_is_drawn_twice_is_computed_once_and_counts_twice() -> None:
     rows = [token_row(n, [1, 2 + n], [(1, 2)], prompt_id=f"p{n}") for n in range(2)]
     examples = encode(weighted_table(rows), vocab_size=9).examples
@@ -228,6 +245,8 @@ def test_bad_plans_are_refused() -> None:
         BatchPlan(plain(1), batch_size=1, seed=-1)
     with pytest.raises(ValueError, match="weighting 'lose' is not one of loss, resample, none"):
         BatchPlan(plain(1), batch_size=1, seed=0, weighting="lose")
+    with pytest.raises(ValueError, match="order 'row' is not one of rows, groups"):
+        BatchPlan(plain(1), batch_size=1, seed=0, order="row")
     with pytest.raises(ValueError, match="sum to less than 1"):
         BatchPlan(plain(2, weights=[0.0, 0.0]), batch_size=1, seed=0, weighting="resample")
     with pytest.raises(ValueError, match="counted from 0"):

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from drift_train.attention import why_not_packed
 from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
 from drift_train.layout import StepBatch, step_batch
-from drift_train.pack import BatchPlan, Weighting
+from drift_train.pack import BatchPlan, Order, Weighting
 from drift_train.rows import holds_text, names_tokenizer, read_rows
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
@@ -43,6 +43,8 @@ class WeightedDataModule(LightningDataModule):
         model_revision: of the Hub id.
         batch_size: examples of an optimizer step, over all devices, ≥ 1 (D.2).
         micro_tokens: most tokens of one forward pass, padding included, ≥ 1.
+        order: `rows` of an epoch are shuffled one by one, or `groups`, whose rows follow on each other and
+            share the arithmetic of what they begin with.
         weighting: `loss`: w multiplies the loss (the paper); `resample`: rows are drawn by w
             (ours); `none`: w = 1.
         seed: of the order and of resampling, ≥ 0.
@@ -71,6 +73,7 @@ class WeightedDataModule(LightningDataModule):
         revision: str | None = None,
         subset: str | None = None,
         trust_remote_code: bool = False,
+        order: Order = "rows",
     ) -> None:
         super().__init__()
         if not 0 <= val_share < 1:
@@ -81,6 +84,7 @@ class WeightedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.micro_tokens = micro_tokens
         self.weighting = weighting
+        self.order = order
         self.seed = seed
         self.val_share = val_share
         self.supervise = supervise
@@ -123,7 +127,11 @@ class WeightedDataModule(LightningDataModule):
             self.trainer.limit_val_batches = 0
         # Refused here rather than at the first step.
         self._plan = BatchPlan(
-            self._train, batch_size=self.batch_size, seed=self.seed, weighting=self.weighting
+            self._train,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weighting=self.weighting,
+            order=self.order,
         )
         if self.trainer is not None and stage == "fit":
             self._count_epochs(self.trainer)
@@ -161,7 +169,7 @@ class WeightedDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the steps of a run, so that a resume on other data is refused."""
-        names = ("batch_size", "weighting", "seed", "val_share", "supervise")
+        names = ("batch_size", "weighting", "order", "seed", "val_share", "supervise")
         return {name: getattr(self, name) for name in names} | {"examples": _digest(self._train)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

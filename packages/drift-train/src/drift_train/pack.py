@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from drift_train.encode import Example
 from drift_weights.weights import resample
 
 Weighting = Literal["loss", "resample", "none"]
+Order = Literal["rows", "groups"]
 
 
 class BatchPlan:
@@ -27,10 +28,12 @@ class BatchPlan:
         seed: ≥ 0.
         weighting: `loss`: each w multiplies its loss (the paper). `resample`: each example is drawn
             about w times an epoch and counts 1 (ours). `none`: each once, w = 1.
+        order: `rows`: an epoch is a permutation of the examples. `groups`: of the groups, whose examples
+            follow on each other, so that a step can compute what they begin with once.
 
     Raises:
-        ValueError: no examples, a batch size below 1, a negative seed, an unknown weighting, or
-            weights that sum to less than 1 under `resample`.
+        ValueError: no examples, a batch size below 1, a negative seed, an unknown weighting or order,
+            or weights that sum to less than 1 under `resample`.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         weighting: Weighting = "loss",
+        order: Order = "rows",
     ) -> None:
         if not examples:
             raise ValueError("there is nothing to train on")
@@ -48,6 +52,8 @@ class BatchPlan:
         if weighting not in get_args(Weighting):
             names = ", ".join(get_args(Weighting))
             raise ValueError(f"weighting {weighting!r} is not one of {names}")
+        if order not in get_args(Order):
+            raise ValueError(f"order {order!r} is not one of {', '.join(get_args(Order))}")
         self.batch_size = batch_size
         self.seed = seed
         self.weighting = weighting
@@ -58,6 +64,9 @@ class BatchPlan:
                 raise ValueError("the weights sum to less than 1; resampling has nothing to draw")
             self._group_N = [example.group for example in examples]
             self._sample_N = np.array([example.sample for example in examples])
+        self._order = order
+        numbers: dict[Hashable, int] = {}
+        self._number_N = np.array([numbers.setdefault(e.group, len(numbers)) for e in examples])
         self._starts = [0]
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
@@ -89,7 +98,9 @@ class BatchPlan:
         if epoch not in self._epochs:
             rows = self._drawn(epoch)
             # Raw bits and a stable sort: unlike its permutations, numpy promises to keep these.
-            bits = np.random.PCG64(np.random.SeedSequence((self.seed, epoch))).random_raw(len(rows))
+            draws = np.random.PCG64(np.random.SeedSequence((self.seed, epoch)))
+            place = np.arange(len(rows)) if self._order == "rows" else self._number_N[rows]
+            bits = draws.random_raw(int(place.max()) + 1)[place]
             self._epochs[epoch] = rows[np.argsort(bits, kind="stable")]
             if epoch + 1 == len(self._starts):
                 self._starts.append(self._starts[-1] + len(rows))
