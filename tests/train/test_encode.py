@@ -182,7 +182,11 @@ def test_or_dropped_and_counted_with_the_other_rows_untouched() -> None:
         (token_row(0, [1, -1], [(1, 2)]), r"row 1: token id -1 is outside"),
         (token_row(0, [1, 2], [(0, 2)]), r"row 1: .*no prompt before it"),
         (token_row(0, [1, 2], [(1, 3)]), r"row 1: .*beyond the 2 tokens"),
-        (token_row(0, [1, 2], [(1, 1)]), r"row 1: no supervised token"),
+        (
+            token_row(0, [1, 2], [(1, 1)]),
+            r"row 1: response_spans hold no token to learn from; drop",
+        ),
+        (token_row(0, [1, 2], [(2, 1)]), r"row 1: response span \[2, 1\) is empty, out of order"),
         (token_row(0, [1, 2], []), r"row 1: input_ids without response_spans"),
         (weighted_row(), r"row 1: text without input_ids needs a tokenizer"),
     ],
@@ -293,6 +297,7 @@ def test_a_column_that_is_there_twice_is_refused() -> None:
     [
         ({"completion": [*HISTORY[:2]]}, "completion must be one assistant message"),
         ({"completion": [USER[0]]}, "completion must be one assistant message"),
+        ({"completion": [{"role": "assistant", "content": ""}]}, "completion is empty"),
         ({"prompt": []}, "prompt must be messages"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt must be messages"),
     ],

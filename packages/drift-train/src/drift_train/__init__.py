@@ -1,9 +1,10 @@
 """Weighted supervised fine-tuning on terminal turns (DRIFT)."""
 
 from drift_train.checkpoint import LastCheckpoint
-from drift_train.data import WeightedDataModule, split
+from drift_train.data import WeightedDataModule
 from drift_train.encode import Encoded, Example, encode
 from drift_train.export import export, load_policy
+from drift_train.held_out import split
 from drift_train.layout import MicroBatch, StepBatch, step_batch
 from drift_train.lora import LoRA
 from drift_train.loss import token_nll, weighted_nll, weighted_nll_from_logits

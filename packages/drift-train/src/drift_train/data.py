@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from drift_train.attention import why_not_packed
-from drift_train.encode import Encoded, Example, Supervise, TooLong, encode, name_rows
+from drift_train.encode import Encoded, Example, TooLong, encode
+from drift_train.fields import Supervise
+from drift_train.held_out import split
 from drift_train.layout import StepBatch, step_batch
 from drift_train.pack import BatchPlan, Order, Weighting
+from drift_train.pruning import Pruning, check_min_weight, prune
 from drift_train.rows import holds_text, names_tokenizer, read_rows
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
@@ -50,8 +54,11 @@ class WeightedDataModule(LightningDataModule):
         seed: of the order and of resampling, ≥ 0.
         val_share: share of the prompts held out, in [0, 1), by a hash of prompt_id.
         supervise: `terminal` turns (the paper) or `all`.
-        too_long: `refuse` rows over the limit, or `drop` and name them.
+        too_long: `refuse` rows over the limit, `drop` and name them, or `truncate` their prompts from the
+            front; supervised tokens are never cut.
         max_length: most tokens of a row; null for the model's context length.
+        min_weight: rows with w below it stay out of the forward passes, not out of N; null for none.
+        reencode: render rows with ids of another tokenizer anew from their text; else they are refused.
         revision: of a data set on the Hub: a tag or a commit.
         subset: of a data set on the Hub; null for its default.
         trust_remote_code: run code that comes with the model.
@@ -70,6 +77,8 @@ class WeightedDataModule(LightningDataModule):
         supervise: Supervise = "terminal",
         too_long: TooLong = "refuse",
         max_length: int | None = None,
+        min_weight: float | None = None,
+        reencode: bool = False,
         revision: str | None = None,
         subset: str | None = None,
         trust_remote_code: bool = False,
@@ -78,6 +87,7 @@ class WeightedDataModule(LightningDataModule):
         super().__init__()
         if not 0 <= val_share < 1:
             raise ValueError(f"val_share must lie in [0, 1), got {val_share}")
+        check_min_weight(min_weight, weighting)
         self.path = path
         self.model = model
         self.model_revision = model_revision
@@ -90,6 +100,8 @@ class WeightedDataModule(LightningDataModule):
         self.supervise = supervise
         self.too_long = too_long
         self.max_length = max_length
+        self.min_weight = min_weight
+        self.reencode = reencode
         self.revision = revision
         self.subset = subset
         self.trust_remote_code = trust_remote_code
@@ -116,9 +128,9 @@ class WeightedDataModule(LightningDataModule):
         """
         if self._train:
             return
-        encoded = self._encoded()
-        if encoded.too_long:
-            _warn(f"{self.path}: left out {name_rows(encoded.too_long)} that are too long")
+        self._encoding = encoded = self._encoded()
+        for did in encoded.changes():
+            _warn(f"{self.path}: {did}")
         self._train, self._held_out = split(encoded.examples, self.val_share)
         if not self._held_out and stage == "validate":
             raise ValueError("nothing is held out to validate on; set data.val_share")
@@ -133,7 +145,10 @@ class WeightedDataModule(LightningDataModule):
             weighting=self.weighting,
             order=self.order,
         )
+        self._pruning = prune(self._train, self.min_weight)
         if self.trainer is not None and stage == "fit":
+            if self.min_weight is not None:
+                _warn(str(self._pruning))
             self._count_epochs(self.trainer)
 
     def steps_of(self, epochs: int) -> int:
@@ -144,7 +159,7 @@ class WeightedDataModule(LightningDataModule):
         """Where the examples are from and what was taken of them, as JSON, for model cards."""
         manifest = self._manifest
         hub = {} if manifest is None else manifest.get("hub") or {}
-        settings = ("weighting", "supervise", "batch_size", "seed", "val_share")
+        settings = ("weighting", "order", "supervise", "batch_size", "seed", "val_share", "min_weight")
         return {
             "path": hub.get("repo") or Path(self.path).name,
             "revision": hub.get("commit"),
@@ -154,6 +169,9 @@ class WeightedDataModule(LightningDataModule):
             "examples": len(self._train),
             "prompts": len({example.prompt_id for example in self._train}),
             "held_out": len(self._held_out),
+            "too_long": len(self._encoding.too_long),
+            "truncated": len(self._encoding.truncated),
+            "reencoded": len(self._encoding.reencoded),
             **{name: getattr(self, name) for name in settings},
         }
 
@@ -161,7 +179,7 @@ class WeightedDataModule(LightningDataModule):
         """The run's steps from the trainer's own on; a pure function of (seed, step)."""
         if self.trainer is None:
             raise RuntimeError("the steps of a run are counted by a trainer; give it this data module")
-        return TrainSteps(self, self.trainer, self._plan, self._train)
+        return TrainSteps(self, self.trainer, self._plan, self._train, self._pruning)
 
     def val_dataloader(self) -> HeldOutSteps:
         """The held-out examples, in table order."""
@@ -169,7 +187,7 @@ class WeightedDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the steps of a run, so that a resume on other data is refused."""
-        names = ("batch_size", "weighting", "order", "seed", "val_share", "supervise")
+        names = ("batch_size", "weighting", "order", "seed", "val_share", "supervise", "min_weight")
         return {name: getattr(self, name) for name in names} | {"examples": _digest(self._train)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,6 +260,7 @@ class WeightedDataModule(LightningDataModule):
             max_length=min(limits, default=None),
             supervise=self.supervise,
             too_long=self.too_long,
+            reencode=self.reencode,
             source=self.path,
         )
 
@@ -273,7 +292,7 @@ class WeightedDataModule(LightningDataModule):
         text, folder = holds_text(table), Path(self.model)
         if not text and not names_tokenizer(table):
             return None
-        if not text and folder.is_dir() and not any(folder.glob("tokenizer*")):
+        if not text and not self.reencode and folder.is_dir() and not any(folder.glob("tokenizer*")):
             _warn(f"{self.model} holds no tokenizer; that the rows' ids are of its model is not checked")
             return None
         return AutoTokenizer.from_pretrained(
@@ -290,11 +309,13 @@ class TrainSteps:
         trainer: Trainer,
         plan: BatchPlan,
         examples: Sequence[Example],
+        pruning: Pruning,
     ) -> None:
         self._data = data
         self._trainer = trainer
         self._plan = plan
         self._examples = examples
+        self._pruning = pruning
 
     def __len__(self) -> int:
         """All steps of the run, those done included: Lightning counts them as fetched."""
@@ -302,9 +323,12 @@ class TrainSteps:
 
     def __iter__(self) -> Iterator[StepBatch]:
         """The rank's shares; the place in the data is the trainer's step and nothing else."""
-        weight_N = self._plan.loss_weights()
+        weight_N = self._pruning.weights(self._plan.loss_weights())
         for step in range(self._trainer.global_step, len(self)):
-            yield self._data.share(self._examples, weight_N, self._plan.step(step), step)
+            planned = self._plan.step(step)
+            share = self._data.share(self._examples, weight_N, self._pruning.kept(planned), step)
+            # What is pruned stays in N, or the others would count for more.
+            yield replace(share, num_examples=len(planned))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the trainer's step says it all. It tells Lightning that resuming is exact."""
@@ -336,26 +360,6 @@ class HeldOutSteps:
             yield self._data.share(self._examples, weight_N, part)
 
 
-def split(examples: Sequence[Example], val_share: float) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, no prompt on both sides.
-
-    A prompt is held out if sha256 of its prompt_id, read as a fraction, is below `val_share`: its
-    side depends on nothing else, so it survives new rows, shuffles and merges.
-
-    Raises:
-        ValueError: a side that should have examples has none.
-    """
-    train: list[Example] = []
-    held_out: list[Example] = []
-    for example in examples:
-        (held_out if _fraction(example.prompt_id) < val_share else train).append(example)
-    if not train or (val_share > 0 and not held_out):
-        side = "held-out" if train else "training"
-        prompts = len({example.prompt_id for example in examples})
-        raise ValueError(f"val_share {val_share} of {prompts} prompts leaves the {side} side empty")
-    return train, held_out
-
-
 def _manifest_of(path: Path) -> dict[str, Any] | None:
     """What a folder of drift data says of itself; its list of files is left out."""
     if not is_folder(path):
@@ -370,11 +374,6 @@ def _digest(examples: Sequence[Example]) -> str:
         digest.update(np.asarray(example.input_ids, np.int64).tobytes())
         digest.update(repr((example.spans, float(example.weight), example.group, example.sample)).encode())
     return digest.hexdigest()
-
-
-def _fraction(prompt_id: str) -> float:
-    digest = hashlib.sha256(prompt_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @rank_zero_only

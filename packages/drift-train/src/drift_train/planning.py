@@ -21,6 +21,7 @@ from drift_train.flops import PEAK_FLOPS, flops_per_token, multiplying, peak_flo
 from drift_train.layout import Bin, deal
 from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
 from drift_train.module import WeightedSFT, check_precision
+from drift_train.pruning import Pruning
 from drift_train.strategies import STRATEGIES, count_devices, uses_cuda
 
 SAMPLED_STEPS = 200
@@ -58,6 +59,7 @@ class StepsPlan:
     supervised: float
     """Share of the tokens that carry loss."""
     epochs: float
+    pruning: Pruning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +234,7 @@ def _layout(data: WeightedDataModule, devices: int, max_steps: int) -> list[list
     """Micro-batches of each step over all ranks: those of `step_batch`, without tensors and idle ones."""
     layout = []
     for step in range(min(max_steps, SAMPLED_STEPS)):
-        indices = data._plan.step(step)
+        indices = data._pruning.kept(data._plan.step(step))
         bins = deal(
             data._train, indices, micro_tokens=data.micro_tokens, world_size=devices, packed=data.packed
         )
@@ -274,6 +276,7 @@ def _steps(data: WeightedDataModule, layout: list[list[Micro]], devices: int, ma
         saved=1 - computed / tokens,
         supervised=sum(micro.supervised for micro in micro_batches) / tokens,
         epochs=max_steps * data.batch_size / data._plan.examples_of(1),
+        pruning=data._pruning,
     )
 
 
@@ -293,6 +296,8 @@ def _step_lines(plan: RunPlan, steps: StepsPlan) -> Iterator[tuple[str, str]]:
     yield "strategy", f"{plan.strategy}, {devices}, {plan.precision}"
     yield "examples", f"{steps.examples:,} of {steps.prompts:,} prompts; held out {steps.held_out:,}"
     yield "steps", f"{steps.steps:,} of {steps.batch_size:,} examples, {steps.epochs:.2f} epochs"
+    if steps.pruning.min_weight is not None:
+        yield "pruned", str(steps.pruning)
     if not whole:
         yield "laid out", f"the first {steps.sampled:,} steps"
     low, middle, high = steps.micro_batches

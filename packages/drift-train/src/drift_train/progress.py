@@ -186,10 +186,12 @@ class _Seen:
 
     def __init__(self, steps: TrainSteps) -> None:
         self._plan = steps._plan
-        self._weight_N = self._plan.loss_weights()
-        self._tokens_N = np.array([len(example.input_ids) for example in steps._examples])
+        pruned_N = steps._pruning.pruned_N
+        weight_N = self._plan.loss_weights()
+        self._weight_N = steps._pruning.weights(weight_N)
+        self._tokens_N = np.array([len(example.input_ids) for example in steps._examples]) * ~pruned_N
         resampled = self._plan.weighting == "resample"
-        own = [example.weight for example in steps._examples] if resampled else self._weight_N
+        own = [example.weight for example in steps._examples] if resampled else weight_N
         self._whole = float(np.sum(own))
         self._step, self._tokens, self._weight = 0, 0, 0.0
 
