@@ -1,0 +1,149 @@
+"""A training step: ours, TRL's SFTTrainer with the weights, and the authors' recipe, on the same rows.
+
+OMP_NUM_THREADS=1 uv run benchmarks/train.py --out results.json     on a CPU half an hour; with CUDA more
+OMP_NUM_THREADS=1 uv run benchmarks/train.py --quick                a tiny model, one round
+
+Each contender takes its steps in a fresh process (benchmarks/train_peers.py), in an order that rotates
+from round to round. The gradient of its first step is held against autograd of the formula, a row at a
+time, before any figure of it is printed. With CUDA, models of 0.5B and 3B parameters follow, and the time
+that the arithmetic alone would take at the rate of a bfloat16 matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from train_data import SHAPES, rows, size
+from train_report import Result, Run, show
+
+HERE = Path(__file__).parent
+CONTENDERS = {
+    "cpu": ("ours", "TRL, padded", "TRL, by length", "authors"),
+    "cuda": ("ours", "TRL, padded", "TRL, by length", "TRL, padding-free", "authors"),
+}
+LARGEST = {"cpu": 1e-5, "cuda": 2e-2}
+"""Relative L2 distance between a gradient and the formula's: float32, and bfloat16 arithmetic."""
+SIDE, PRODUCTS = 8192, 30
+"""Of the matrices whose product says what the device can do, and how many of them are timed."""
+
+
+def main() -> None:
+    """Measure in turns, show."""
+    options = _options()
+    plan = [("tiny", "cpu")] if options.quick else [("6M", "cpu")]
+    if torch.cuda.is_available() and not options.quick:
+        plan += [("0.5B", "cuda"), ("3B", "cuda")]
+    rounds = options.rounds or (1 if options.quick else 3)
+    console = Console()
+    results = []
+    for shape, device in plan:
+        # Kernels are chosen and compiled in a GPU's first steps.
+        steps, warm_up = (7, 2) if device == "cuda" else (1, 0)
+        results.append(compare(shape, device, rounds=rounds, steps=steps, warm_up=warm_up))
+        show(console, results[-1])
+    if options.out:
+        document = {"torch": torch.__version__, "results": [asdict(result) for result in results]}
+        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def compare(shape: str, device: str, *, rounds: int, steps: int, warm_up: int) -> Result:
+    """Every contender on one model, `rounds` rounds of `steps` steps, those of the warm-up not timed.
+
+    Raises:
+        ValueError: a gradient is not the formula's.
+        RuntimeError: a contender failed.
+    """
+    names = CONTENDERS[device]
+    rate = matmul_rate() if device == "cuda" else None
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    distances = dict.fromkeys(names, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        formula, found = Path(folder) / "formula.pt", Path(folder) / "found.pt"
+        measure("literal", shape, device, 1, 0, formula)
+        for number in range(rounds):
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                runs[name].append(measure(name, shape, device, steps, warm_up, found))
+                off = check_gradient(name, torch.load(found), torch.load(formula), LARGEST[device])
+                distances[name] = max(distances[name], off)
+                took = runs[name][-1].seconds(device)
+                print(f"{shape}, round {number + 1} of {rounds}: {name}, {took:.2f} s", file=sys.stderr)
+    return Result(
+        shape=shape,
+        device=device,
+        name=torch.cuda.get_device_name() if device == "cuda" else "one thread of a CPU",
+        size=size(SHAPES[shape], rows(SHAPES[shape])),
+        rate=rate,
+        distances=distances,
+        runs=runs,
+    )
+
+
+def check_gradient(name: str, found: torch.Tensor, formula: torch.Tensor, largest: float) -> float:
+    """How far a gradient is from the formula's, relative, in L2.
+
+    Raises:
+        ValueError: further than its arithmetic explains.
+    """
+    off = float((found - formula).norm() / formula.norm())
+    if not off <= largest:
+        raise ValueError(f"the gradient of {name} is {off:.1e} off the formula's, more than {largest:.0e}")
+    return off
+
+
+def measure(name: str, shape: str, device: str, steps: int, warm_up: int, gradient: Path) -> Run:
+    """Run a contender in a process of its own; the gradient of its first step goes to a file.
+
+    Raises:
+        RuntimeError: it failed; its last words are in the message.
+    """
+    words = [name, shape, device, str(steps), str(warm_up), str(gradient)]
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "train_peers.py"), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **quiet},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return Run(**json.loads(done.stdout))
+
+
+def matmul_rate() -> float:
+    """FLOP/s of bfloat16 matrix products on this GPU."""
+    one, other = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        one @ other
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(PRODUCTS):
+        one @ other
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    del one, other
+    torch.cuda.empty_cache()
+    return 2 * SIDE**3 * PRODUCTS / seconds
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--rounds", type=int, help="3 by default, 1 if quick")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one round, no GPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
