@@ -1,6 +1,6 @@
 """A training step: ours, TRL's SFTTrainer with the weights, and the authors' recipe, on the same rows.
 
-OMP_NUM_THREADS=1 uv run benchmarks/train.py --out results.json     on a CPU half an hour; with CUDA more
+OMP_NUM_THREADS=1 uv run benchmarks/train.py --out results.json     minutes; --shapes 6M leaves the GPU out
 OMP_NUM_THREADS=1 uv run benchmarks/train.py --quick                a tiny model, one round
 
 Each contender takes its steps in a fresh process (benchmarks/train_peers.py), in an order that rotates
@@ -31,6 +31,7 @@ CONTENDERS = {
     "cpu": ("ours", "TRL, padded", "TRL, by length", "authors"),
     "cuda": ("ours", "TRL, padded", "TRL, by length", "TRL, padding-free", "authors"),
 }
+ON_CUDA = ("0.5B", "3B")
 LARGEST = {"cpu": 1e-5, "cuda": 2e-2}
 """Relative L2 distance between a gradient and the formula's: float32, and bfloat16 arithmetic."""
 SIDE, PRODUCTS = 8192, 30
@@ -40,20 +41,24 @@ SIDE, PRODUCTS = 8192, 30
 def main() -> None:
     """Measure in turns, show."""
     options = _options()
-    plan = [("tiny", "cpu")] if options.quick else [("6M", "cpu")]
-    if torch.cuda.is_available() and not options.quick:
-        plan += [("0.5B", "cuda"), ("3B", "cuda")]
+    shapes = ["tiny"] if options.quick else options.shapes or shapes_here()
     rounds = options.rounds or (1 if options.quick else 3)
     console = Console()
     results = []
-    for shape, device in plan:
+    for shape in shapes:
+        device = "cuda" if shape in ON_CUDA else "cpu"
         # Kernels are chosen and compiled in a GPU's first steps.
-        steps, warm_up = (7, 2) if device == "cuda" else (1, 0)
+        steps, warm_up = (5, 2) if device == "cuda" else (1, 0)
         results.append(compare(shape, device, rounds=rounds, steps=steps, warm_up=warm_up))
         show(console, results[-1])
     if options.out:
         document = {"torch": torch.__version__, "results": [asdict(result) for result in results]}
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def shapes_here() -> list[str]:
+    """What this machine can run."""
+    return ["6M", *(ON_CUDA if torch.cuda.is_available() else ())]
 
 
 def compare(shape: str, device: str, *, rounds: int, steps: int, warm_up: int) -> Result:
@@ -140,6 +145,9 @@ def matmul_rate() -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=["6M", *ON_CUDA], help="all that run here by default"
+    )
     parser.add_argument("--rounds", type=int, help="3 by default, 1 if quick")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round, no GPU")
     return parser.parse_args()

@@ -135,10 +135,11 @@ def config(shape: Shape) -> Any:
     )
 
 
-def model(shape: Shape) -> Any:
-    """The same random numbers on every machine and in every process."""
+def model(shape: Shape, device: str) -> Any:
+    """Built where it is used; the same random numbers in every process."""
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config(shape), attn_implementation="sdpa")
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(config(shape), attn_implementation="sdpa")
 
 
 def rows(shape: Shape, *, seed: int = 0) -> pa.Table:

@@ -86,9 +86,9 @@ class Job:
         return self.device == "cuda"
 
     def policy(self) -> Any:
-        """The model, on the host."""
+        """The model, and note how large the process was before."""
         self.watch.before = own_bytes("VmRSS")
-        return model(self.shape)
+        return model(self.shape, self.device)
 
 
 def own_bytes(name: str) -> int:
@@ -106,13 +106,14 @@ def sampled_gradient(policy: Any) -> torch.Tensor:
 
 def literal(job: Job) -> None:
     """The formula itself, one unpadded row at a time, in float32."""
-    policy, table = job.policy().to(job.device), rows(job.shape).to_pylist()
+    policy, table = job.policy(), rows(job.shape).to_pylist()
     job.watch.start()
     for row in table:
         ids, last = torch.tensor(row["input_ids"], device=job.device), row["response_spans"][-1]
         where = torch.arange(last["start"], last["end"], device=job.device)
         log_TV = torch.log_softmax(policy(ids[None], use_cache=False).logits[0, where - 1], dim=-1)
-        (-row["weight"] * log_TV[torch.arange(len(where)), ids[where]].sum() / len(table)).backward()
+        log_T = log_TV.gather(1, ids[where, None])
+        (-row["weight"] * log_T.sum() / len(table)).backward()
     job.watch.before_update(policy)
     job.watch.after_update()
 
@@ -191,7 +192,7 @@ def _trl(job: Job, order: str, collator: Any = None) -> None:
             self, policy: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             # On a GPU TRL's own head computes the positions with loss alone, in tiles; elsewhere all of
-            # them, again in the backward, which takes longer than full logits.
+            # them, and once more in the backward.
             loss = fused_head_loss if job.on_cuda else full_logits_loss
             return loss(policy, inputs) / num_items_in_batch
 

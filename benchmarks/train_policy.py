@@ -108,7 +108,10 @@ def main() -> None:
         ):
             reference = reference_policy(stage)
             turns = rollouts(stage, reference)
-            climbs += [climb(stage, name, turns, reference, options.target) for name in WEIGHTINGS]
+            for name in WEIGHTINGS:
+                climbs.append(climb(stage, name, turns, reference, options.target))
+                found = ", ".join(f"{value:.1%}" for value in climbs[-1].multi_at_5)
+                stage.say(f"World {seed}, {name}: multi@5 every {EVERY} steps: {found}")
     show(console, climbs, options.target)
     if options.out:
         document = {"target": options.target, "every": EVERY, "runs": [asdict(run) for run in climbs]}

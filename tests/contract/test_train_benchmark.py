@@ -115,7 +115,7 @@ def test_unique_tokens_are_those_of_a_trie() -> None:
     nodes = {tuple(row[: n + 1]) for row in table.column("input_ids").to_pylist() for n in range(len(row))}
     found = data.size(TINY, table)
     assert found.unique == len(nodes) < found.tokens
-    model = data.model(TINY)
+    model = data.model(TINY, "cpu")
     assert found.body + found.head == sum(p.numel() for p in model.parameters())
     assert found.head == model.lm_head.weight.numel()
 
