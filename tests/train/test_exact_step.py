@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -246,6 +248,19 @@ def test_no_more_logits_than_asked_for_are_ever_there(monkeypatch: pytest.Monkey
     supervised = sum(example.supervised for example in examples)
     assert max(seen) <= 5 * 64
     assert sum(seen) == supervised * 64
+
+
+def test_a_policy_under_training_answers_as_it_did() -> None:
+    """Engines look for arguments of forward by name, and take a copy to generate with."""
+    model = tiny_double("llama")
+    ids = torch.arange(12)[None]
+    arguments, before = inspect.signature(model.forward), model(ids).logits
+    policy = WeightedSFT.from_model(model, 1e-3).policy
+    copied = copy.deepcopy(policy)
+    for parameter in policy.parameters():
+        parameter.data.zero_()
+    assert inspect.signature(copied.forward) == arguments
+    torch.testing.assert_close(copied(ids).logits, before)
 
 
 def test_an_adapter_on_the_head_is_trained() -> None:

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -38,12 +39,13 @@ def score_inside(policy: PreTrainedModel) -> None:
     It has to be in there: sharded strategies have the head's weights together only within a forward.
     A model whose body and head cannot be told apart gives its logits, and a head that does nothing.
     """
+    plain = type(policy).forward
     if has_body(policy):
         names = _names_of_head(policy)
-        policy.forward = types.MethodType(_forward_by_parts, policy)
+        policy.forward = types.MethodType(_as_named(_forward_by_parts, plain), policy)
         policy._drift_head = names  # type: ignore[assignment]
     else:
-        policy.forward = types.MethodType(_forward_whole, policy)
+        policy.forward = types.MethodType(_as_named(_forward_whole, plain), policy)
 
 
 def has_body(policy: PreTrainedModel) -> bool:
@@ -135,6 +137,16 @@ def _scored(logits: Tensor) -> Tensor:
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _as_named(forward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its own that shows the arguments of the policy's forward: engines ask for them."""
+
+    @wraps(plain)
+    def shown(self: Any, *args: Any, **inputs: Any) -> Any:
+        return forward(self, *args, **inputs)
+
+    return shown
 
 
 def _forward_by_parts(self: Any, *args: Any, score: Score | None = None, **inputs: Any) -> Any:
