@@ -104,6 +104,6 @@ def check_grammar(template: PromptTemplate, verifier: Verifier) -> None:
     if others and _MARKS[grammar] not in text:
         raise ValueError(
             f"the prompt asks for {others[0]}, and {verifier.name} reads {_MARKS[grammar]}: every answer "
-            "that does as it is told would be malformed; give a prompt that asks for what is read, or another "
-            "verifier.grammar"
+            "that does as it is told would be malformed; give a prompt that asks for what is read, or "
+            "another verifier.grammar"
         )
