@@ -27,10 +27,13 @@ from train_data import SHAPES, rows, size
 from train_report import Result, Run, show
 
 HERE = Path(__file__).parent
+OURS = ("ours", "ours, shared", "ours, checkpointed", "ours, pruned")
 CONTENDERS = {
-    "cpu": ("ours", "TRL, padded", "TRL, by length", "authors"),
-    "cuda": ("ours", "TRL, padded", "TRL, by length", "TRL, padding-free", "authors"),
+    "cpu": (*OURS, "TRL, padded", "TRL, by length", "authors"),
+    "cuda": (*OURS, "TRL, padded", "TRL, by length", "TRL, padding-free", "authors"),
 }
+ORACLES = {"ours, pruned": "literal, pruned"}
+"""Of those with another objective than the formula."""
 ON_CUDA = ("0.5B", "3B")
 LARGEST = {"cpu": 1e-5, "cuda": 2e-2}
 """Relative L2 distance between a gradient and the formula's: float32, and bfloat16 arithmetic."""
@@ -73,13 +76,16 @@ def compare(shape: str, device: str, *, rounds: int, steps: int, warm_up: int) -
     runs: dict[str, list[Run]] = {name: [] for name in names}
     distances = dict.fromkeys(names, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        formula, found = Path(folder) / "formula.pt", Path(folder) / "found.pt"
-        measure("literal", shape, device, 1, 0, formula)
+        found = Path(folder) / "found.pt"
+        oracles = {ORACLES.get(name, "literal"): Path(folder) / f"{name}.pt" for name in names}
+        for oracle, formula in oracles.items():
+            measure(oracle, shape, device, 1, 0, formula)
         for number in range(rounds):
             turn = number % len(names)
             for name in (*names[turn:], *names[:turn]):
                 runs[name].append(measure(name, shape, device, steps, warm_up, found))
-                off = check_gradient(name, torch.load(found), torch.load(formula), LARGEST[device])
+                formula = torch.load(oracles[ORACLES.get(name, "literal")])
+                off = check_gradient(name, torch.load(found), formula, LARGEST[device])
                 distances[name] = max(distances[name], off)
                 took = runs[name][-1].seconds(device)
                 print(f"{shape}, round {number + 1} of {rounds}: {name}, {took:.2f} s", file=sys.stderr)

@@ -2,10 +2,11 @@
 
 python train_peers.py CONTENDER SHAPE DEVICE STEPS WARM_UP GRADIENT     prints what it took, as JSON
 
-`literal` is the oracle: autograd of −(1/N) Σ_i w_i Σ_j log π(y_ij | x_i, y_i<j), a row at a time. All
-others take whole optimizer steps, the first WARM_UP of which are not timed. The gradient of the first is
-written to the file GRADIENT. Everyone has AdamW, the norm of the gradient, and the same 16·groups rows in
-each step. Imports stand in the functions, so that a process pays for its own contender only.
+`literal` is the oracle: autograd of −(1/N) Σ_i w_i Σ_j log π(y_ij | x_i, y_i<j), a row at a time, and
+`literal, pruned` the same without rows of little weight. All others take whole optimizer steps, the first
+WARM_UP of which are not timed. The gradient of the first is written to the file GRADIENT. Everyone has
+AdamW, the norm of the gradient, and the same 16·groups rows in each step. Imports stand in the functions,
+so that a process pays for its own contender only.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from train_batches import end_to_end, full_logits_loss, fused_head_loss, padded
 from train_data import SHAPES, Shape, config, model, rows
@@ -29,6 +32,8 @@ NO_LIMIT = 1e9
 """For the gradient's norm, which everyone computes."""
 AUTHORS_BATCH = 2
 """Rows of the authors' forward pass: 128 on 4 devices, in 16 accumulated passes."""
+LEAST = 1e-3
+"""Weights below it are pruned, where they are."""
 KEPT = 2_000_000
 """About so many entries of a gradient are compared."""
 
@@ -104,11 +109,11 @@ def sampled_gradient(policy: Any) -> torch.Tensor:
     return torch.cat([part[::every].double().cpu() for part in parts])
 
 
-def literal(job: Job) -> None:
-    """The formula itself, one unpadded row at a time, in float32."""
+def literal(job: Job, least: float = 0.0) -> None:
+    """The formula itself, one unpadded row at a time, in float32; rows with w below `least` add nothing."""
     policy, table = job.policy(), rows(job.shape).to_pylist()
     job.watch.start()
-    for row in table:
+    for row in (row for row in table if row["weight"] >= least):
         ids, last = torch.tensor(row["input_ids"], device=job.device), row["response_spans"][-1]
         where = torch.arange(last["start"], last["end"], device=job.device)
         log_TV = torch.log_softmax(policy(ids[None], use_cache=False).logits[0, where - 1], dim=-1)
@@ -119,7 +124,28 @@ def literal(job: Job) -> None:
 
 
 def ours(job: Job) -> None:
-    """drift-train, by its public modules and its defaults."""
+    """drift-train at its defaults; rows have no prompt in common, as in a step of many prompts."""
+    table = rows(job.shape)
+    apart = pa.array([f"p{number}" for number in range(table.num_rows)])
+    _ours(job, table.set_column(table.schema.get_field_index("prompt_id"), "prompt_id", apart))
+
+
+def ours_shared(job: Job) -> None:
+    """drift-train, the samples of a prompt in one step."""
+    _ours(job, rows(job.shape), order="groups")
+
+
+def ours_checkpointed(job: Job) -> None:
+    """The same with gradient checkpointing, as in the authors' way."""
+    _ours(job, rows(job.shape), order="groups", checkpointing=True)
+
+
+def ours_pruned(job: Job) -> None:
+    """The same without rows of little weight: another objective, with an oracle of its own."""
+    _ours(job, rows(job.shape), order="groups", min_weight=LEAST)
+
+
+def _ours(job: Job, table: pa.Table, *, checkpointing: bool = False, **settings: Any) -> None:
     import lightning
 
     from drift_train import WeightedDataModule, WeightedSFT
@@ -136,9 +162,12 @@ def ours(job: Job) -> None:
 
     # Vocabulary and context length are read from a folder.
     config(job.shape).save_pretrained(job.folder)
-    table = rows(job.shape)
     data = WeightedDataModule.from_table(
-        table, str(job.folder), batch_size=table.num_rows, micro_tokens=job.shape.micro_tokens
+        table,
+        str(job.folder),
+        batch_size=table.num_rows,
+        micro_tokens=job.shape.micro_tokens,
+        **settings,
     )
     trainer = lightning.Trainer(
         max_steps=job.steps,
@@ -151,7 +180,8 @@ def ours(job: Job) -> None:
         enable_model_summary=False,
         callbacks=[Observer()],
     )
-    trainer.fit(WeightedSFT.from_model(job.policy(), RATE), datamodule=data)
+    module = WeightedSFT.from_model(job.policy(), RATE, gradient_checkpointing=checkpointing)
+    trainer.fit(module, datamodule=data)
 
 
 def authors(job: Job) -> None:
@@ -280,7 +310,11 @@ def _tokenizer() -> Any:
 
 CONTENDERS: dict[str, Callable[[Job], None]] = {
     "literal": literal,
+    "literal, pruned": partial(literal, least=LEAST),
     "ours": ours,
+    "ours, shared": ours_shared,
+    "ours, checkpointed": ours_checkpointed,
+    "ours, pruned": ours_pruned,
     "TRL, padded": trl_padded,
     "TRL, by length": trl_grouped,
     "TRL, padding-free": trl_free,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-LOGITS = 2**25
+LOGITS = 2**24
 """Most logits that are there at a time."""
 
 
