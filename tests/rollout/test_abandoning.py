@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drift_rollout import Completion, ExactVerifier, RolloutConfig, ScriptedEngine, make_problem, sample
+from drift_rollout.asking import VerifierError
 from drift_rollout.engine import Sampling
-from drift_rollout.judging import VerifierError
 from drift_rollout.protocol import Protocol
 from drift_rollout.verify import Verified
 from drift_weights import Message, Trajectory

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pytest
 
 from drift_eval.cli import main as evaluate
 from drift_rollout import Completion, ExactVerifier, Journal, RolloutConfig, ScriptedEngine, make_problem
+from drift_rollout.asking import VerifierError
 from drift_rollout.cli import main
 from drift_rollout.engine import EngineError, Request
 from drift_rollout.journal import JournalReader
-from drift_rollout.judging import VerifierError
+from drift_rollout.problems import golds_that_fail, problem_set
 from drift_rollout.progress import findings
 from drift_rollout.protocol import Protocol
+from drift_rollout.run import rollout
 from drift_rollout.sampler import sample, sample_to_journal
 from drift_rollout.unscored import UnscoredBound, UnscoredError
 from drift_rollout.verify import Verified
@@ -128,25 +131,94 @@ def test_a_hundred_in_a_row_are_enough() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Broken(ExactVerifier):
-    """Raises."""
+    """Raises, or gives what it is told to give."""
 
     concurrency: int = field(default=0, metadata={"bears_on_verdicts": False})
+    gives: Any = field(default=None, metadata={"bears_on_verdicts": False})
+    refuses: str | None = field(default=None, metadata={"bears_on_verdicts": False})
+
+    def check_target(self, target: str) -> None:
+        if target == self.refuses:
+            raise IndexError(target)
 
     def verify(self, response: str, target: str) -> Verified:
-        raise KeyError("no such unit")
+        if self.gives is not None:
+            return self.gives
+        raise ValueError("no such unit")
+
+
+RAISED = r"verifier exact/1 raised ValueError: no such unit \(test_judging.py, line \d+, in verify\); "
 
 
 @pytest.mark.parametrize("threads", [0, 1], ids=["at once", "threads"])
 def test_an_exception_names_verifier_problem_and_response(threads: int) -> None:
     engine = ScriptedEngine(lambda request: Completion(id=request.id, text="y" * 1000))
+    place = replace(PROBLEMS[0], place="q.jsonl, row 7")
     with pytest.raises(VerifierError) as raised:
-        list(sample(PROBLEMS[:1], engine, Broken(concurrency=threads), ONE))
-    said = str(raised.value)
-    assert said == (
-        f"verifier exact/1 raised KeyError: 'no such unit'; problem {PROBLEMS[0].prompt_id}, response "
-        f"'{'y' * 200}'"
+        list(sample([place], engine, Broken(concurrency=threads), ONE))
+    about = f"problem {PROBLEMS[0].prompt_id} \\(q.jsonl, row 7\\), response '{'y' * 200}'"
+    assert re.fullmatch(RAISED + about, str(raised.value))
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_what_is_no_verdict_is_named() -> None:
+    engine = ScriptedEngine(lambda request: Completion(id=request.id, text="y"))
+    with pytest.raises(VerifierError) as raised:
+        list(sample(PROBLEMS[:1], engine, Broken(gives=True), ONE))
+    assert str(raised.value) == (
+        f"verifier exact/1 must give a Verified, got bool; problem {PROBLEMS[0].prompt_id}, response 'y'"
     )
-    assert isinstance(raised.value.__cause__, KeyError)
+
+
+class BrokenGold(ExactVerifier):
+    """Has no response for a gold."""
+
+    def gold_response(self, target: str) -> str:
+        return {}[target]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (Broken(), RAISED + "problem .*, response '<answer> 0 </answer>'"),
+        (Broken(gives="correct"), "verifier exact/1 must give a Verified, got str; problem .*, response"),
+        (Broken(refuses="0"), r"raised IndexError: 0 .*; problem .*, check_target of '0'"),
+        (BrokenGold(), r"raised KeyError: '0' .*; problem .*, gold_response of the target '0'"),
+    ],
+)
+def test_a_check_of_golds_names_the_problem(broken: ExactVerifier, says: str) -> None:
+    with pytest.raises(VerifierError, match=says) as raised:
+        golds_that_fail(PROBLEMS[:1], broken)
+    assert PROBLEMS[0].prompt_id in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["sample", "run", "check", "reverify"])
+def test_commands_say_it_in_a_line_and_end_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    problems, folder = tmp_path / "problems.jsonl", tmp_path / "run"
+    problems.write_text(json.dumps({"problem": "0 + 1", "answer": 1}) + "\n")
+    for module in ("drift_rollout", "drift_eval"):
+        monkeypatch.setattr(f"{module}.cli.open_verifier", lambda options: Broken())
+        monkeypatch.setattr(f"{module}.cli.open_engine", lambda *_, **__: ScriptedEngine(script(None)))
+    if command == "reverify":
+        found = problem_set(PROBLEMS[:1], source="here")
+        rollout(found, ScriptedEngine(script(None)), ExactVerifier(), ONE, folder)
+    words = {
+        "sample": ["sample", str(problems), "model", str(folder)],
+        "check": ["sample", str(problems), "model", str(folder), "--check-gold"],
+        "run": ["run", str(problems), "model", str(folder)],
+        "reverify": ["reverify", str(folder), str(tmp_path / "new"), "--verifier=exact"],
+    }[command]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        (evaluate if command == "run" else main)(words)
+    assert raised.value.code == 1
+    line, *more = capsys.readouterr().err.strip().splitlines()[-2 if command in ("sample", "run") else -1 :]
+    assert re.match("error: " + RAISED + "problem [0-9a-f]{64}.*, response '<answer> 1 </answer>'", line)
+    goes_on = "what had finished is in the journal; mend the verifier, and the same command goes on"
+    assert more == ([goes_on] if command in ("sample", "run") else [])
+    assert not (tmp_path / "new").exists()
 
 
 @dataclass(frozen=True, kw_only=True)

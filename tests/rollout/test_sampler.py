@@ -18,8 +18,8 @@ from drift_rollout import (
     make_problem,
     sample,
 )
+from drift_rollout.asking import VerifierError
 from drift_rollout.engine import Request, Sampling, turn_seed
-from drift_rollout.judging import VerifierError
 from drift_rollout.protocol import FEEDBACK, Protocol
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import sample_to_journal

@@ -20,6 +20,7 @@ from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
 from drift_eval.source import read_trajectories
+from drift_rollout.asking import VerifierError
 from drift_rollout.ending import early_end
 from drift_rollout.engines.opening import EngineOptions, engine_facts, open_engine
 from drift_rollout.finished import Finished
@@ -37,12 +38,14 @@ from drift_weights.types import Malformed
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of drift-eval; a user's mistake is one line and exit code 2."""
+    """Entry point of drift-eval; a user's mistake is one line and exit code 2, a verifier that raised 1."""
     try:
         words = named_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
+    except VerifierError as error:
+        refuse(error, code=1)
 
 
 def score(

@@ -15,6 +15,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 
+from drift_rollout.asking import VerifierError
 from drift_rollout.ending import early_end
 from drift_rollout.engine import Sampling
 from drift_rollout.engines.opening import (
@@ -55,7 +56,8 @@ _FLAGS = {"dry_run", "check_gold", "partial", "overwrite"}
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2.
 
-    An engine that died gives exit code 1, an interrupt 130; either way the same command goes on.
+    An engine that died gives exit code 1, an interrupt 130; either way the same command goes on. A
+    verifier that raised is one line, too, with exit code 1.
     """
     words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
     commands: dict[str, Any] = {"sample": sample, "status": status, "export": export, "reverify": reverify}
@@ -63,6 +65,8 @@ def main(args: list[str] | None = None) -> None:
         auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(error)
+    except VerifierError as error:
+        refuse(error, code=1)
 
 
 def sample(

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from drift_rollout.asking import VerifierError
 from drift_rollout.engine import EngineError
 from drift_rollout.unscored import UnscoredError
 
 
 @contextmanager
 def early_end() -> Iterator[None]:
-    """Let a dead engine or too many failures end the process with exit code 1, Ctrl-C and SIGTERM with 130.
+    """End the process with 1 for a dead engine, a broken verifier or many failures; 130 if interrupted.
 
-    Both unwind what is under way first, so that journal and engine are closed.
+    All unwind what is under way first, so that journal and engine are closed.
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -25,6 +26,12 @@ def early_end() -> Iterator[None]:
         sys.exit(1)
     except UnscoredError as error:
         sys.stderr.write(f"stopped: {' '.join(str(error).split())}\nthe same command goes on\n")
+        sys.exit(1)
+    except VerifierError as error:
+        sys.stderr.write(
+            f"error: {' '.join(str(error).split())}\nwhat had finished is in the journal; mend the verifier, and "
+            "the same command goes on\n"
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what had finished is in the journal, the same command goes on\n")

@@ -9,18 +9,13 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from drift_rollout.asking import ask
 from drift_rollout.engine import Completion
 from drift_rollout.problems import Problem
 from drift_rollout.verify import Verified, Verifier
 
 _MOMENT = 0.5
 """Seconds."""
-_SHOWN = 200
-"""Characters of a response that an error shows."""
-
-
-class VerifierError(RuntimeError):
-    """A verifier raised, where it should have given a verdict."""
 
 
 class Judging:
@@ -45,7 +40,7 @@ class Judging:
         """Ask for a verdict; it comes now if it is there at once.
 
         Raises:
-            VerifierError: the verifier raised.
+            VerifierError: the verifier raised, or gave no `Verified`.
         """
         if completion.error is not None:
             yield completion, Verified(answer=None, verdict="error")
@@ -59,7 +54,7 @@ class Judging:
         """What the threads have answered since.
 
         Raises:
-            VerifierError: the verifier raised.
+            VerifierError: the verifier raised, or gave no `Verified`.
         """
         for future in [future for future in self._pending if future.done()]:
             yield self._pending.pop(future), future.result()
@@ -75,13 +70,8 @@ class Judging:
             self._threads.close()
 
     def _verify(self, completion: Completion, problem: Problem) -> Verified:
-        try:
-            return self._verifier.verify(self._opened + completion.text, problem.target or "")
-        except Exception as error:
-            raise VerifierError(
-                f"verifier {self._verifier.name} raised {type(error).__name__}: {error}; problem "
-                f"{problem.prompt_id}, response {completion.text[:_SHOWN]!r}"
-            ) from error
+        response = self._opened + completion.text
+        return ask(self._verifier, response, problem.target or "", problem=problem.named)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from drift_rollout.asking import ask, ask_for_gold, refusal
 from drift_rollout.problem_files import locate
 from drift_rollout.problem_sources import SourceName, row_format, stated
 from drift_rollout.prompts import PromptTemplate
-from drift_rollout.verify import Verifier, mark_answer
+from drift_rollout.verify import Verifier
 from drift_weights.types import Message, prompt_id
 
 OnMistake = Literal["refuse", "drop"]
@@ -30,6 +31,11 @@ class Problem:
     """As the source states it, without the template; no part of the identity or of a trajectory."""
     place: str | None = field(default=None, compare=False)
     """File and row that it was first read from."""
+
+    @property
+    def named(self) -> str:
+        """Its id, and its place if that is known, for messages."""
+        return self.prompt_id if self.place is None else f"{self.prompt_id} ({self.place})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,9 +230,10 @@ def check_targets(problems: Iterable[Problem], verifier: Verifier) -> None:
     Raises:
         ValueError: problems without a gold, or with one that the verifier refuses (the first ten are
             listed).
+        VerifierError: its `check_target` raised something else; the problem is named.
     """
     refused = [
-        f"problem {problem.prompt_id}{_at(problem)}{reason}"
+        f"problem {problem.named}{reason}"
         for problem in problems
         if (reason := _refusal(problem, verifier)) is not None
     ]
@@ -241,16 +248,19 @@ def golds_that_fail(problems: Iterable[Problem], verifier: Verifier) -> list[Fai
     """The problems whose gold, given as the answer, is not correct by the verifier.
 
     No model can solve them by answering with the gold, so their groups teach the wrong thing.
+
+    Raises:
+        VerifierError: the verifier raised, or gave no `Verified`; the problem is named.
     """
     failed = []
-    stated_by = getattr(verifier, "gold_response", mark_answer)
     for problem in problems:
         reason = _refusal(problem, verifier)
         if reason is not None:
             failed.append(FailedGold(problem=problem, verdict="refused", reason=reason.lstrip(": ")))
             continue
         target = problem.target or ""
-        verdict = verifier.verify(stated_by(target), target).verdict
+        response = ask_for_gold(verifier, target, problem=problem.named)
+        verdict = ask(verifier, response, target, problem=problem.named).verdict
         if verdict != "correct":
             failed.append(FailedGold(problem=problem, verdict=verdict))
     return failed
@@ -289,12 +299,5 @@ def _refusal(problem: Problem, verifier: Verifier) -> str | None:
     """Why the verifier cannot judge by this gold; None where it can."""
     if problem.target is None:
         return " has no target to verify against"
-    try:
-        verifier.check_target(problem.target)
-    except ValueError as error:
-        return f": {error}"
-    return None
-
-
-def _at(problem: Problem) -> str:
-    return "" if problem.place is None else f" ({problem.place})"
+    reason = refusal(verifier, problem.target, problem=problem.named)
+    return None if reason is None else f": {reason}"

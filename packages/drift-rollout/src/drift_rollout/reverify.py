@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from drift_rollout.asking import ask
 from drift_rollout.problems import Problem, check_targets
 from drift_rollout.regrade import Regraded, regrade
 from drift_rollout.run import JOURNAL, TRAJECTORIES
@@ -20,7 +22,8 @@ from drift_weights.types import Trajectory, Turn
 
 Pair = tuple[str, str]
 """What the assistant said, and the target."""
-Judge = Callable[[Sequence[Pair]], list[Verified]]
+Judge = Callable[[Mapping[Pair, str]], list[Verified]]
+"""The verdicts on pairs, each of which comes with a problem that it is of."""
 _CARRIED = ("rollout", "problems", "origin", "license", "problems_license")
 """What the old manifest says that holds for the new folder, too."""
 
@@ -53,6 +56,7 @@ def reverify(
         ValueError: what `check_reverify` refuses, a row that is no dialogue, or one that was re-verified
             before.
         FileExistsError: NEW holds something.
+        VerifierError: the verifier raised, or gave no `Verified`; the problem is named.
     """
     check_reverify(log, new, verifier, overwrite=overwrite)
     changes, before = Changes(examples), old_verifier(log)
@@ -106,17 +110,25 @@ def _opened(log: StoredLog) -> str:
 def _judging(verifier: Verifier) -> Iterator[Judge]:
     """A function from pairs to verdicts, in threads if the verifier takes its time."""
     threads = getattr(verifier, "concurrency", 0)
+
+    def verdict(pair: Pair, problem: str) -> Verified:
+        return ask(verifier, *pair, problem=problem)
+
     if not threads:
-        yield lambda pairs: [verifier.verify(*pair) for pair in pairs]
+        yield lambda pairs: list(starmap(verdict, pairs.items()))
         return
     with ThreadPoolExecutor(threads, "verify") as pool:
-        yield lambda pairs: list(pool.map(lambda pair: verifier.verify(*pair), pairs))
+        yield lambda pairs: list(pool.map(verdict, pairs.keys(), pairs.values()))
 
 
 def _regraded(batch: Sequence[Trajectory], judge: Judge, opened: str, before: str | None) -> list[Regraded]:
     """The dialogues of a batch; what was said alike to the same target is judged once."""
-    pairs = {_pair(row, turn, opened): None for row in batch for turn in row.turns if _was_given(turn)}
-    verdicts = dict(zip(pairs, judge(list(pairs)), strict=True))
+    pairs: dict[Pair, str] = {}
+    for row in batch:
+        for turn in row.turns:
+            if _was_given(turn):
+                pairs.setdefault(_pair(row, turn, opened), row.prompt_id)
+    verdicts = dict(zip(pairs, judge(pairs), strict=True))
 
     def verified(row: Trajectory, turn: Turn) -> Verified:
         if _was_given(turn):

@@ -61,7 +61,7 @@ def rollout(
             configuration, or another run is writing to it.
         EngineError: the engine died; what had finished is in the journal.
         UnscoredError: too many dialogues ended unscored; likewise.
-        VerifierError: the verifier raised; likewise.
+        VerifierError: the verifier raised, or gave no `Verified`; likewise.
     """
     check_run(problems, verifier, config, out)
     wanted = {problem.prompt_id for problem in problems.problems}

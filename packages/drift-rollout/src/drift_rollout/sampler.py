@@ -69,7 +69,7 @@ def sample(
             twice, or a prompt that leaves the engine no room for a response.
         EngineError: the engine went idle with requests unanswered.
         UnscoredError: a hundred of the last two hundred dialogues ended with a timeout or an error.
-        VerifierError: the verifier raised.
+        VerifierError: the verifier raised, or gave no `Verified`.
     """
     with closing(
         sample_batches(problems, engine, verifier, config or RolloutConfig(), done=done)

@@ -50,10 +50,10 @@ def main(args: list[str] | None = None) -> None:
         refuse(error)
 
 
-def refuse(error: Exception) -> NoReturn:
-    """Print a user's mistake as one line on standard error, and exit with code 2."""
+def refuse(error: Exception, *, code: int = 2) -> NoReturn:
+    """Print a user's mistake as one line on standard error, and exit with this code."""
     sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def option_words(args: Sequence[str], *, flags: Collection[str] = ()) -> list[str]:
