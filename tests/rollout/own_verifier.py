@@ -157,3 +157,51 @@ class Loose(Plain):
     def verify(self, response: str, target: str) -> Verified:
         found = super().verify(response, target)
         return found if target not in response else Verified(answer=response, verdict="correct")
+
+
+class Evaluating(Plain):
+    """Computes what it is told to, which no other thread can interrupt."""
+
+    def verify(self, response: str, target: str) -> Verified:
+        if response == "9**9**9**9":
+            return Verified(answer=str(eval(response)), verdict="wrong")
+        return super().verify(response, target)
+
+
+class Stubborn(Plain):
+    """Tries for ever, whatever happens."""
+
+    def verify(self, response: str, target: str) -> Verified:
+        while response == "1/0":
+            try:
+                time.sleep(60)
+            except Exception:  # noqa: BLE001  an alarm must end it all the same
+                continue
+        return super().verify(response, target)
+
+
+class Deadlocked(Plain):
+    """Waits for itself when a thread asks."""
+
+    concurrency = 2
+
+    def verify(self, response: str, target: str) -> Verified:
+        if threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()
+        return super().verify(response, target)
+
+
+class Endless(Plain):
+    """Never closed."""
+
+    def close(self) -> None:
+        threading.Event().wait()
+
+
+class Pondering(Plain):
+    """Never sure of a target."""
+
+    def check_target(self, target: str) -> None:
+        super().check_target(target)
+        if target == "NaN":
+            threading.Event().wait()

@@ -29,8 +29,8 @@ def early_end() -> Iterator[None]:
         sys.exit(1)
     except VerifierError as error:
         sys.stderr.write(
-            f"error: {' '.join(str(error).split())}\nwhat had finished is in the journal; mend the verifier, and "
-            "the same command goes on\n"
+            f"error: {' '.join(str(error).split())}\n"
+            "what had finished is in the journal; mend the verifier, and the same command goes on\n"
         )
         sys.exit(1)
     except KeyboardInterrupt:

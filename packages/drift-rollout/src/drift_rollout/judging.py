@@ -7,13 +7,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from drift_rollout.asking import ask
 from drift_rollout.engine import Completion
 from drift_rollout.problems import Problem
 from drift_rollout.verify import Verified, Verifier
 
+Found = TypeVar("Found")
 _MOMENT = 0.5
 """Seconds."""
 
@@ -30,7 +31,7 @@ class Judging:
         self._verifier = verifier
         self._opened = opened
         threads = getattr(verifier, "concurrency", 0)
-        self._threads = _Threads(threads) if threads else None
+        self._threads = DaemonThreads(threads) if threads else None
         self._pending: dict[Future[Verified], Completion] = {}
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ def closing_verifier(verifier: Verifier) -> Iterator[Verifier]:
             close()
 
 
-class _Threads:
+class DaemonThreads:
     """Threads that no process waits for at its end, as it does for those of a ThreadPoolExecutor.
 
     So an interrupt ends a run at once, whatever a verifier is busy with.
@@ -97,9 +98,9 @@ class _Threads:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, call: Callable[[], Verified]) -> Future[Verified]:
+    def submit(self, call: Callable[[], Found]) -> Future[Found]:
         """Call it when a thread is free."""
-        future: Future[Verified] = Future()
+        future: Future[Found] = Future()
         self._calls.put((future, call))
         return future
 

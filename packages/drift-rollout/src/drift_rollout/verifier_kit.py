@@ -7,12 +7,14 @@ def test_my_verifier():
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from math import inf
+from concurrent.futures import wait
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import TypeVar
 
+from drift_rollout.deadline import TookTooLong, within
+from drift_rollout.judging import DaemonThreads
 from drift_rollout.verify import Verified, Verifier, mark_answer
 from drift_weights.types import Turn
 
@@ -41,9 +43,12 @@ HOSTILE: Mapping[str, str] = {
     "a format": "%s %n {0} {x!r} $(x) `x`",
     "quotes": "'\"\\",
     "a line in code": "__import__('os').getcwd()",
+    "a tower in code": "9**9**9**9",
 }
 """What policies may say, by what it is; each is given alone, and as an answer in both grammars."""
 
+_PARTS = ("name", "check_target", "verify")
+Found = TypeVar("Found")
 _NO_ANSWER = ("", " \n", "I do not know.", "<answer>", "</answer>", "\\boxed{")
 
 
@@ -60,10 +65,11 @@ def check_verifier(
     It must have one name; take the targets, and refuse others by ValueError alone; find the gold response
     of each correct, and nothing that is empty or without an answer; never raise, nor take longer than the
     limit; give verdicts that a `Turn` takes; and give the same ones again, in another order, in a new
-    instance, and, if it has `concurrency`, from so many threads at once.
+    instance, and, if it has `concurrency`, from so many threads at once. What takes longer than the limit
+    is ended, by an alarm (SIGALRM) where the check runs in the main thread.
 
     Args:
-        make: opens it; called three times.
+        make: a class, or a function that opens one (`functools.partial` for options); called three times.
         targets: gold answers that it must take, one at least.
         wrong: for a target, whole responses that must not be correct.
         refused: gold answers that it must refuse.
@@ -71,11 +77,13 @@ def check_verifier(
 
     Raises:
         AssertionError: what it owes and does not give, and for which input.
+        TypeError: `make` is no class and no function.
         ValueError: no targets.
     """
+    _check_make(make)
     if not targets:
         raise ValueError("check_verifier needs at least one target")
-    with _opened(make) as verifier, _opened(make) as second, _opened(make) as third:
+    with _opened(make, limit) as verifier, _opened(make, limit) as second, _opened(make, limit) as third:
         name = verifier.name
         assert isinstance(name, str), f"the name must be text, got {name!r}"
         assert name.strip(), "the name must not be blank"
@@ -95,26 +103,46 @@ def check_verifier(
         _check_again(verifier, pairs, verdicts, limit, "a second time")
         _check_again(second, pairs[::-1], verdicts[::-1], limit, "in another order")
         _check_again(third, pairs, verdicts, limit, "in a new instance")
-        _check_threads(verifier, pairs, verdicts)
+        _check_threads(verifier, pairs, verdicts, limit)
         names = {name, verifier.name, second.name, third.name}
         assert len(names) == 1, f"the name must never change, got {', '.join(sorted(names))}"
 
 
+def _check_make(make: object) -> None:
+    if not callable(make):
+        kind = type(make).__name__
+        raise TypeError(
+            f"check_verifier takes a class, or a function that makes one, got an instance of {kind}; "
+            f"give it {kind}, or functools.partial({kind}, …) with the options"
+        )
+    missing = sorted(getattr(make, "__abstractmethods__", ()))
+    assert not missing, f"{getattr(make, '__name__', make)} lacks {', '.join(missing)}"
+
+
 @contextmanager
-def _opened(make: Callable[[], Verifier]) -> Iterator[Verifier]:
+def _opened(make: Callable[[], Verifier], limit: float) -> Iterator[Verifier]:
     with ExitStack() as stack:
         verifier = make()
-        stack.callback(getattr(verifier, "close", lambda: None))
+        missing = [part for part in _PARTS if not hasattr(verifier, part)]
+        assert not missing, f"{type(verifier).__name__} lacks {', '.join(missing)}"
+        close = getattr(verifier, "close", lambda: None)
+        stack.callback(_in_time, close, limit, "close")
         yield verifier
+
+
+def _in_time(call: Callable[[], Found], limit: float, what: str) -> Found:
+    try:
+        return within(limit, call)
+    except TookTooLong:
+        raise AssertionError(f"took more than {limit:g} s: {what}") from None
 
 
 def _check_targets(
     verifier: Verifier, targets: Sequence[str], refused: Sequence[str], limit: float
 ) -> None:
     for target in (*targets, *refused, *HOSTILE.values()):
-        start = time.perf_counter()
-        refusal = _refusal(verifier, target)
-        _check_time(start, limit, f"check_target of {_short(target)}")
+        what = f"check_target of {_short(target)}"
+        refusal = _in_time(partial(_refusal, verifier, target), limit, what)
         assert refusal is None or target not in targets, f"the target {target!r} is refused: {refusal}"
         assert refusal is not None or target not in refused, f"the target {target!r} is not refused"
 
@@ -138,23 +166,20 @@ def _gold_response(verifier: Verifier, target: str) -> str:
 
 
 def _judged(verifier: Verifier, response: str, target: str, limit: float) -> Verified:
-    start = time.perf_counter()
+    return _in_time(partial(_verdict, verifier, response, target), limit, _shown(response, target))
+
+
+def _verdict(verifier: Verifier, response: str, target: str) -> Verified:
     try:
         verified = verifier.verify(response, target)
     except Exception as error:
         raise AssertionError(f"verify raised {error!r}: {_shown(response, target)}") from error
-    _check_time(start, limit, _shown(response, target))
     assert isinstance(verified, Verified), f"verify must give Verified, got {_short(str(verified))}"
     try:
         Turn(response=response, answer=verified.answer, verdict=verified.verdict)
     except ValueError as error:
         raise AssertionError(f"no turn takes this verdict: {error}: {_shown(response, target)}") from error
     return verified
-
-
-def _check_time(start: float, limit: float, what: str) -> None:
-    seconds = time.perf_counter() - start
-    assert seconds <= limit, f"took {seconds:.1f} s of {limit:g}: {what}"
 
 
 def _check_again(
@@ -170,7 +195,7 @@ def _check_again(
 
 
 def _check_threads(
-    verifier: Verifier, pairs: Sequence[tuple[str, str]], verdicts: Sequence[Verified]
+    verifier: Verifier, pairs: Sequence[tuple[str, str]], verdicts: Sequence[Verified], limit: float
 ) -> None:
     threads = getattr(verifier, "concurrency", None)
     if threads is None:
@@ -179,11 +204,14 @@ def _check_threads(
     assert threads >= 1, f"concurrency must be at least 1, got {threads}"
     # Short ones many times: the long ones would keep the threads apart.
     short = [(pair, at) for pair, at in zip(pairs, verdicts, strict=True) if len(pair[0]) < 1_000] * 5
-    with _restless(), ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda job: _judged(verifier, job[0][0], job[0][1], inf), short))
-    for (pair, before), now in zip(short, found, strict=True):
-        how = f"from {threads} threads it is {_said(now)}, before {_said(before)}"
-        assert now == before, f"{how}: {_shown(*pair)}"
+    with _restless(), closing(DaemonThreads(threads)) as pool:
+        found = [pool.submit(partial(_verdict, verifier, *pair)) for pair, _ in short]
+        for (pair, before), future in zip(short, found, strict=True):
+            # So many share the interpreter.
+            wait([future], threads * limit)
+            assert future.done(), f"from {threads} threads it gave no verdict: {_shown(*pair)}"
+            how = f"from {threads} threads it is {_said(future.result())}, before {_said(before)}"
+            assert future.result() == before, f"{how}: {_shown(*pair)}"
 
 
 @contextmanager
