@@ -441,11 +441,13 @@ def test_the_journal_declares_k_only_for_whole_groups(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite", config) as journal:
         journal.begin(replace(plan, samples=3))
     assert open_log(tmp_path).about["rollout"]["samples"] is None
+    assert open_log(tmp_path).notes == ("the run is not complete: its journal holds 4 of 6 dialogues",)
     assert open_log(tmp_path).rows == 4
     with Journal(tmp_path / "journal.sqlite", config) as journal:
         journal.begin(replace(plan, samples=1))
     log = open_log(tmp_path)
     assert log.about["rollout"]["samples"] == 2
+    assert log.notes == ()
     assert log.rows == sum(map(len, log.batches())) == 2
 
 
@@ -497,7 +499,9 @@ def test_another_kind_of_log_is_refused(tmp_path: Path, make: Callable[[Path], P
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is no file"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere is not there; a log is a trajectories folder, the"
+    ):
         open_log(tmp_path / "nowhere")
 
 
@@ -539,6 +543,22 @@ def test_golds_are_held_against_the_verifier_before_anything_is_judged(
     assert lines[10].strip() == "… and 2 more"
     assert judge.asked == []
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("targets", [(None, None), (None, "bad"), ("bad", "bad")])
+def test_refused_targets_are_a_list_and_missing_ones_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], targets: tuple[str | None, ...]
+) -> None:
+    rows = [dialogue([C], [C], prompt_id=f"q{n}", target=target) for n, target in enumerate(targets)]
+    words = ["reverify", str(stored(tmp_path / "old", rows)), str(tmp_path / "new"), "--verifier=choice"]
+    with pytest.raises(SystemExit):
+        main(words)
+    head, *items = capsys.readouterr().err.splitlines()
+    assert [item[:12] for item in items] == ["  problem q0", "  problem q1"]
+    missing = targets.count(None)
+    needed = f"{missing} have no target, and every verifier needs one: give them their gold answers"
+    assert (needed in head) == (missing > 0)
+    assert ("choose another verifier" in head) == (missing < 2)
 
 
 def test_what_is_there_stays_unless_told_otherwise(run: Path, tmp_path: Path) -> None:

@@ -232,16 +232,21 @@ def check_targets(problems: Iterable[Problem], verifier: Verifier) -> None:
             listed).
         VerifierError: its `check_target` raised something else; the problem is named.
     """
-    refused = [
-        f"problem {problem.named}{reason}"
-        for problem in problems
-        if (reason := _refusal(problem, verifier)) is not None
-    ]
-    if refused:
-        raise ValueError(
-            f"{len(refused)} problems cannot be judged by {verifier.name}; mend or remove them, or choose "
-            f"another verifier:\n  {listed(refused)}"
-        )
+    refused, goldless = [], 0
+    for problem in problems:
+        reason = _refusal(problem, verifier)
+        if reason is not None:
+            refused.append(f"problem {problem.named}{reason}")
+            goldless += problem.target is None
+    if not refused:
+        return
+    remedy = "mend or remove them, or choose another verifier"
+    if goldless:
+        needed = f"{goldless} have no target, and every verifier needs one: give them their gold answers"
+        remedy = needed if goldless == len(refused) else f"{needed}; of the others, {remedy}"
+    raise ValueError(
+        f"{len(refused)} problems cannot be judged by {verifier.name}; {remedy}:\n  {listed(refused)}"
+    )
 
 
 def golds_that_fail(problems: Iterable[Problem], verifier: Verifier) -> list[FailedGold]:

@@ -125,6 +125,11 @@ def open_log(path: Path) -> StoredLog:
         return _parquet_log(folder, files, manifest)
     if (path / JOURNAL).is_file():
         return _journal_log(path / JOURNAL)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is not there; a log is a trajectories folder, the folder of a rollout, or a Parquet "
+            "file of trajectories"
+        )
     if path.is_dir():
         raise ValueError(f"{path} holds no {MANIFEST}, no {TRAJECTORIES}/ and no {JOURNAL}; name a log")
     if file_format(path) != "parquet":
@@ -158,6 +163,8 @@ def _journal_log(path: Path) -> JournalLog:
         if plan is None:
             raise ValueError(f"{path} holds nothing yet")
         sizes = Counter(row.group for row in journal.finished() if row.sample < plan.samples)
+    planned = plan.samples * plan.problems
+    note = f"the run is not complete: its journal holds {sizes.total():,} of {planned:,} dialogues"
     about = dict(plan.manifest)
     if set(sizes.values()) != {plan.samples}:
         # Groups of other sizes than K are not declared to have K rows.
@@ -168,4 +175,5 @@ def _journal_log(path: Path) -> JournalLog:
         samples=plan.samples,
         about=about,
         identity={"path": path.parent.name, "journal": {"file": path.name, "sha256": file_sha256(path)}},
+        notes=(note,) if sizes.total() < planned else (),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Sequence
@@ -51,8 +52,10 @@ def main(args: list[str] | None = None) -> None:
 
 
 def refuse(error: Exception, *, code: int = 2) -> NoReturn:
-    """Print a user's mistake as one line on standard error, and exit with this code."""
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    """Print a user's mistake on standard error, one more line for each item of a list, and exit."""
+    head, *items = re.split(r"\n  (?=\S)", str(error)) if type(error) is ValueError else [str(error)]
+    lines = [" ".join(text.split()) for text in (head, *items)]
+    sys.stderr.write("error: " + "\n  ".join(lines) + "\n")
     sys.exit(code)
 
 
