@@ -235,7 +235,9 @@ def test_a_folder_keeps_both_verdicts_and_says_what_it_was_made_of(tmp_path: Pat
     assert (said["cut_turns"], changes.cut) == (1, 1)
 
 
-def test_a_group_with_a_dialogue_that_would_have_gone_on_gets_no_weights(tmp_path: Path) -> None:
+def test_a_group_with_a_dialogue_that_would_have_gone_on_gets_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         dialogue(was, now, prompt_id=name, sample=sample)
         for name, pair in {
@@ -250,7 +252,12 @@ def test_a_group_with_a_dialogue_that_would_have_gone_on_gets_no_weights(tmp_pat
     assert found[0].ended == "error"
     assert found[0].metadata["reverified"]["new_verdicts"] == [W]
     assert manifest["rollout"]["samples"] == 2
+    capsys.readouterr()
     weights(["reweight", str(tmp_path / "new"), str(tmp_path / "weighted")])
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "1 groups hold an unscored row and are left out whole; by the verifier that judged" in said
+    assert "1 dialogues would have gone on and were never sampled further" in said
+    assert "sample them again" not in said
     weighted, said = read_folder(tmp_path / "weighted", "weighted")
     assert weighted["prompt_id"].to_pylist() == ["b", "b"]
     assert [group["prompt_id"] for group in said["omitted_groups"]] == ["a"]
@@ -630,10 +637,38 @@ def test_the_command_says_what_is_not_known(tmp_path: Path, capsys: pytest.Captu
     assert "1 dialogues would have gone on and were never sampled further: unscored (ended: error)" in shown
 
 
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("before", "given", "advised"),
+    [
+        ("math/1 math-verify=0.9.0 grammar=boxed percent=True", "answer", "boxed"),
+        ("exact/1", "boxed", "answer"),
+        ("exact/1 grammar=boxed", "boxed", None),
+        ("exact/1", "answer", None),
+        ("mine/1", "boxed", None),
+    ],
+)
+def test_another_grammar_is_said_before_anything_is_written(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    given: str,
+    advised: str | None,
+    dry: bool,
+) -> None:
+    old = stored(tmp_path / "old", [dialogue([C], [C])], verifier=before)
+    words = ["--verifier=exact", f"--verifier.grammar={given}", *(["--dry-run"] if dry else [])]
+    main(["reverify", str(old), str(tmp_path / "new"), *words])
+    second = capsys.readouterr().out.splitlines()[1]
+    assert second.startswith(f"Note: {before} read answers by the grammar") == (advised is not None)
+    assert advised is None or second.endswith(f"give --verifier.grammar {advised}")
+
+
 def test_a_dry_run_writes_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["reverify", str(run), str(tmp_path / "new"), "--verifier", "choice", "--dry-run"])
     assert capsys.readouterr().out == (
         f"took {run}/trajectories: 4 dialogues of 2 problems, judged by exact/1, now by choice/2\n"
+        "dry run: choice/2 would judge; nothing is written\n"
     )
     assert not (tmp_path / "new").exists()
 

@@ -39,7 +39,7 @@ from drift_rollout.problems import OnMistake, fewer, load_problems
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import Protocol
-from drift_rollout.reverify import check_reverify, old_verifier
+from drift_rollout.reverify import check_reverify, grammar_note, old_verifier
 from drift_rollout.reverify import reverify as reverify_log
 from drift_rollout.reverify_report import print_changes
 from drift_rollout.run import JOURNAL, check_run, filled_journal, origin_of, rollout
@@ -284,11 +284,12 @@ def reverify(
         lines = [
             f"took {log.path}: {log.rows:,} dialogues of {problems:,} problems, judged by "
             f"{before or 'an unknown verifier'}, now by {judge.name}",
-            *(f"Note: {note}" for note in log.notes),
+            *(f"Note: {note}" for note in (*log.notes, grammar_note(before, judge)) if note),
         ]
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if dry_run:
+            console.print(f"dry run: {judge.name} would judge; nothing is written", highlight=False)
             return
         errors = Console(stderr=True)
         bar = stack.enter_context(Progress(console=errors, transient=True, disable=not errors.is_terminal))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from drift_rollout.regrade import Regraded, regrade
 from drift_rollout.run import JOURNAL, TRAJECTORIES
 from drift_rollout.stored_log import StoredLog
 from drift_rollout.verdict_changes import Changes
+from drift_rollout.verifiers.opening import VERIFIERS
 from drift_rollout.verify import Verified, Verifier
 from drift_weights.folder import FolderWriter, refuse_replacing
 from drift_weights.schema import to_table
@@ -98,6 +100,24 @@ def old_verifier(log: StoredLog) -> str | None:
     """The name of the verifier that gave a log's verdicts, if that is known."""
     found: str | None = log.about.get("rollout", {}).get("verifier")
     return found
+
+
+def grammar_note(before: str | None, verifier: Verifier) -> str | None:
+    """What to say where the verifier before read answers by another grammar; None where it did not.
+
+    Args:
+        before: its name, which says a grammar that is not the default's.
+    """
+    now = getattr(verifier, "grammar", None)
+    named = re.search(r"\bgrammar=(\w+)", before or "")
+    ours = before is not None and before.partition("/")[0] in VERIFIERS
+    then = named[1] if named else "answer" if ours else None
+    if None in (then, now) or then == now:
+        return None
+    return (
+        f"{before} read answers by the grammar {then}, and {verifier.name} reads them by {now}: what was "
+        f"marked the old way is malformed; to read it as before, give --verifier.grammar {then}"
+    )
 
 
 def _opened(log: StoredLog) -> str:

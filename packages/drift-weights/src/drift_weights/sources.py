@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -179,7 +180,8 @@ def weighable(
         took = {"format": f"{source.format.name} ({source.format.source})"} | source.took
         remarks = _unscored(ledger) + _remarks(source, ledger)
         return Weighable(source=source, ledger=ledger, config=config, remarks=remarks, took=took)
-    return Weighable(source=source, ledger=ledger, config=config, remarks=_unscored(ledger))
+    manifest = source.manifest if isinstance(source, TrajectorySource) else None
+    return Weighable(source=source, ledger=ledger, config=config, remarks=_unscored(ledger, manifest or {}))
 
 
 def with_declared_size(config: WeightConfig, manifest: dict[str, Any]) -> WeightConfig:
@@ -206,10 +208,17 @@ def _tables(files: list[Path]) -> Iterator[tuple[Path, int, pa.Table]]:
             first += batch.num_rows
 
 
-def _unscored(ledger: Ledger) -> tuple[str, ...]:
+def _unscored(ledger: Ledger, manifest: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
     if not ledger.unscored:
         return ()
-    return (f"{ledger.unscored} groups hold an unscored row and are left out whole; sample them again",)
+    left_out = f"{ledger.unscored} groups hold an unscored row and are left out whole"
+    unfinished = manifest.get("reverified", {}).get("unfinished", 0)
+    if unfinished:
+        return (
+            f"{left_out}; by the verifier that judged this log again, {unfinished} dialogues would have "
+            "gone on and were never sampled further",
+        )
+    return (f"{left_out}; sample them again",)
 
 
 def _remarks(log: OpenLog, ledger: Ledger) -> tuple[str, ...]:
