@@ -69,6 +69,17 @@ def test_two_tables_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "50.0 : 75.0" not in capsys.readouterr().out
 
 
+def test_two_tables_of_one_policy_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(TABLE, tmp_path / "rows.parquet")
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "rows.parquet"), "--against", str(tmp_path / "rows.parquet")])
+    said = capsys.readouterr().err
+    assert said.startswith("error: both tables hold the same policy, 'base', and two policies are compared")
+    assert said.endswith("before and after, is printed by drift-rollout reverify\n")
+
+
 def test_a_parquet_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pq.write_table(TABLE, tmp_path / "rows.parquet")
     main(["score", str(tmp_path / "rows.parquet"), "--size", "8"])

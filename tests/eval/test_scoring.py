@@ -91,7 +91,9 @@ UNSCORED = ["c", "wwc", "wt", "e", "wwwww"]
 
 def test_unscored_dialogues_are_refused_unless_told() -> None:
     table = policy_table("π", UNSCORED)
-    with pytest.raises(ValueError, match=r"2 of 5 dialogues .* prompt_id p2.*unscored=\"wrong\""):
+    with pytest.raises(
+        ValueError, match=r"2 of 5 dialogues .* prompt_id p2.*--unscored wrong, .*--unscored omit"
+    ):
         score(table)
     (wrong,) = score(table, unscored="wrong")
     assert (wrong.problems, wrong.unscored, wrong.unscored_as) == (5, 2, "wrong")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drift_eval import report
-from drift_eval.comparing import compare_all
+from drift_eval.comparing import compare_all, refuse_same_policy
 from drift_eval.outcomes import Unscored
 from drift_eval.run import greedy
 from drift_eval.scoring import score as score_policies
@@ -76,8 +76,9 @@ def score(
         refuse_existing(out, overwrite=overwrite)
     table = read_trajectories(trajectories)
     if against is not None:
-        names = TRAJECTORIES.names
-        table = pa.concat_tables([table.select(names), read_trajectories(against).select(names)])
+        names, other = TRAJECTORIES.names, read_trajectories(against)
+        refuse_same_policy(table, other)
+        table = pa.concat_tables([table.select(names), other.select(names)])
     _report(table, out, size, unscored, malformed)
 
 

@@ -136,6 +136,21 @@ def compare_outcomes(
     )
 
 
+def refuse_same_policy(first: pa.Table, second: pa.Table) -> None:
+    """Refuse two tables that are to be compared and hold dialogues of one policy.
+
+    Raises:
+        ValueError: names the policy.
+    """
+    shared = set(first.column("policy").to_pylist()) & set(second.column("policy").to_pylist())
+    if shared:
+        raise ValueError(
+            f"both tables hold the same policy, {min(shared)!r}, and two policies are compared; what "
+            "another verifier changes in the dialogues of one, before and after, is printed by "
+            "drift-rollout reverify"
+        )
+
+
 def _common_turns(first: Outcomes, second: Outcomes, k: int | None) -> int:
     if k is None and first.max_turns != second.max_turns:
         raise ValueError(

@@ -80,7 +80,7 @@ def _of_policy(policy: str, table: pa.Table, unscored: Unscored) -> Outcomes:
         raise ValueError(
             f"policy {policy!r}: {count} of {table.num_rows} dialogues ended in a timeout or an "
             f"error (the first: prompt_id {table.column('prompt_id')[row]}); verify or sample them "
-            'again, count them with unscored="wrong", or leave them out with unscored="omit"'
+            "again, count them as wrong with --unscored wrong, or leave them out with --unscored omit"
         )
     if count and unscored == "omit":
         if count == table.num_rows:
