@@ -30,21 +30,21 @@ def folder(path: Path, table: pa.Table = TABLE) -> Path:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a user's mistake prints."""
+    """What a user's mistake prints: one line, and those of a list."""
     said = stopped(arguments, capsys)
-    assert said.count("\n") == 1
+    assert said.startswith("error: ")
     return said
 
 
 def stopped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a refused run prints to standard error: perhaps progress, then one line."""
+    """What a refused run prints to standard error: perhaps progress, then a line and a list."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
     progress, found, line = capsys.readouterr().err.rpartition("error: ")
     assert found
-    assert line.count("\n") == 1
+    assert all(item.startswith("  ") for item in line.splitlines()[1:])
     return progress + found + line
 
 
