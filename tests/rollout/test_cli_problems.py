@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], problems: Path, *more: str) -> t
         main(["sample", str(problems), "no/such-model", str(problems.parent / "run"), *more])
     assert stop.value.code == 2
     said = capsys.readouterr()
-    assert said.err.count("\n") == 1
+    assert all(item.startswith("  ") for item in said.err.splitlines()[1:])
     assert not (problems.parent / "run").exists()
     return said.out, said.err
 
