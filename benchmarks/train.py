@@ -1,6 +1,7 @@
 """A training step: ours, TRL's SFTTrainer with the weights, and the authors' recipe, on the same rows.
 
 OMP_NUM_THREADS=1 uv run benchmarks/train.py --out results.json     minutes; --shapes 6M leaves the GPU out
+OMP_NUM_THREADS=1 uv run benchmarks/train.py --options              ours against itself with other options
 OMP_NUM_THREADS=1 uv run benchmarks/train.py --quick                a tiny model, one round
 
 Each contender takes its steps in a fresh process (benchmarks/train_peers.py), in an order that rotates
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +34,7 @@ CONTENDERS = {
     "cpu": (*OURS, "TRL, padded", "TRL, by length", "authors"),
     "cuda": (*OURS, "TRL, padded", "TRL, by length", "TRL, padding-free", "authors"),
 }
+OPTIONS = ("ours", "ours, shared", "ours, plain AdamW", "ours, checkpointed", "ours, compiled")
 ORACLES = {"ours, pruned": "literal, pruned"}
 """Of those with another objective than the formula."""
 ON_CUDA = ("0.5B", "3B")
@@ -51,8 +54,9 @@ def main() -> None:
     for shape in shapes:
         device = "cuda" if shape in ON_CUDA else "cpu"
         # Kernels are chosen and compiled in a GPU's first steps.
-        steps, warm_up = (5, 2) if device == "cuda" else (1, 0)
-        results.append(compare(shape, device, rounds=rounds, steps=steps, warm_up=warm_up))
+        steps, warm_up = (5, 2) if device == "cuda" else (2, 1) if options.options else (1, 0)
+        names = OPTIONS if options.options else CONTENDERS[device]
+        results.append(compare(shape, device, names, rounds=rounds, steps=steps, warm_up=warm_up))
         show(console, results[-1])
     if options.out:
         document = {"torch": torch.__version__, "results": [asdict(result) for result in results]}
@@ -64,14 +68,15 @@ def shapes_here() -> list[str]:
     return ["6M", *(ON_CUDA if torch.cuda.is_available() else ())]
 
 
-def compare(shape: str, device: str, *, rounds: int, steps: int, warm_up: int) -> Result:
-    """Every contender on one model, `rounds` rounds of `steps` steps, those of the warm-up not timed.
+def compare(
+    shape: str, device: str, names: Sequence[str], *, rounds: int, steps: int, warm_up: int
+) -> Result:
+    """Each contender on one model, `rounds` rounds of `steps` steps, those of the warm-up not timed.
 
     Raises:
         ValueError: a gradient is not the formula's.
         RuntimeError: a contender failed.
     """
-    names = CONTENDERS[device]
     rate = matmul_rate() if device == "cuda" else None
     runs: dict[str, list[Run]] = {name: [] for name in names}
     distances = dict.fromkeys(names, 0.0)
@@ -155,6 +160,7 @@ def _options() -> argparse.Namespace:
         "--shapes", nargs="*", choices=["6M", *ON_CUDA], help="all that run here by default"
     )
     parser.add_argument("--rounds", type=int, help="3 by default, 1 if quick")
+    parser.add_argument("--options", action="store_true", help="ours alone, with each of its options")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round, no GPU")
     return parser.parse_args()
 

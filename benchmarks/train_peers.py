@@ -135,9 +135,9 @@ def ours_shared(job: Job) -> None:
     _ours(job, rows(job.shape), order="groups")
 
 
-def ours_checkpointed(job: Job) -> None:
-    """The same with gradient checkpointing, as in the authors' way."""
-    _ours(job, rows(job.shape), order="groups", checkpointing=True)
+def ours_with(job: Job, **module: Any) -> None:
+    """The same with other settings of the module, such as checkpointing, as in the authors' way."""
+    _ours(job, rows(job.shape), order="groups", module=module)
 
 
 def ours_pruned(job: Job) -> None:
@@ -145,7 +145,7 @@ def ours_pruned(job: Job) -> None:
     _ours(job, rows(job.shape), order="groups", min_weight=LEAST)
 
 
-def _ours(job: Job, table: pa.Table, *, checkpointing: bool = False, **settings: Any) -> None:
+def _ours(job: Job, table: pa.Table, *, module: dict[str, Any] | None = None, **settings: Any) -> None:
     import lightning
 
     from drift_train import WeightedDataModule, WeightedSFT
@@ -180,8 +180,7 @@ def _ours(job: Job, table: pa.Table, *, checkpointing: bool = False, **settings:
         enable_model_summary=False,
         callbacks=[Observer()],
     )
-    module = WeightedSFT.from_model(job.policy(), RATE, gradient_checkpointing=checkpointing)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(WeightedSFT.from_model(job.policy(), RATE, **(module or {})), datamodule=data)
 
 
 def authors(job: Job) -> None:
@@ -313,8 +312,10 @@ CONTENDERS: dict[str, Callable[[Job], None]] = {
     "literal, pruned": partial(literal, least=LEAST),
     "ours": ours,
     "ours, shared": ours_shared,
-    "ours, checkpointed": ours_checkpointed,
+    "ours, checkpointed": partial(ours_with, gradient_checkpointing=True),
     "ours, pruned": ours_pruned,
+    "ours, plain AdamW": partial(ours_with, fused_optimizer=False),
+    "ours, compiled": partial(ours_with, compile=True),
     "TRL, padded": trl_padded,
     "TRL, by length": trl_grouped,
     "TRL, padding-free": trl_free,
@@ -330,13 +331,16 @@ def main(name: str, shape: str, device: str, steps: str, warm_up: str, gradient:
     torch.set_num_threads(1)
     watch = Watch(device=device, gradient=Path(gradient))
     with tempfile.TemporaryDirectory() as folder:
+        # What an earlier process compiled would be found again.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         job = Job(shape=SHAPES[shape], device=device, steps=int(steps), folder=Path(folder), watch=watch)
         CONTENDERS[name](job)
     wall, cpu = watch.seconds(int(warm_up))
     peak = own_bytes("VmHWM") - watch.before
     if job.on_cuda:
         peak = torch.cuda.max_memory_allocated()
-    print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak}), file=out, flush=True)
+    first = watch.ends[1][0] - watch.ends[0][0]
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak, "first": first}), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class Run:
     cpu: float
     peak: int
     """Bytes: on a CPU those that the process grew by once the model was built, on a GPU those allocated."""
+    first: float
+    """Wall seconds of the first step, which compiles and chooses kernels."""
 
     def seconds(self, device: str) -> float:
         """By the clock that counts there."""
@@ -68,7 +70,7 @@ def show(console: Console, result: Result) -> None:
         highlight=False,
     )
     table = Table(title="Medians of a step; ratios from the least to the most of the rounds")
-    names = ["", clock, "÷ ours", "rounds", "peak MB", "÷ ours", "gradient off by"]
+    names = ["", clock, "÷ ours", "rounds", "peak MB", "÷ ours", "gradient off by", "first s"]
     if result.rate is not None:
         names += ["tokens/s", "MFU", "of the limit"]
     for name in names:
@@ -76,7 +78,8 @@ def show(console: Console, result: Result) -> None:
     for name in result.runs:
         table.add_row(name, *_cells(result, name))
     console.print(table)
-    _show_wanted(console, result)
+    if "authors" in result.runs:
+        _show_wanted(console, result)
 
 
 def _cells(result: Result, name: str) -> Iterator[str]:
@@ -87,6 +90,7 @@ def _cells(result: Result, name: str) -> Iterator[str]:
     yield f"{result.peak(name) / 1e6:,.0f}"
     yield f"{result.peak(name) / result.peak('ours'):.2f}"
     yield f"{result.distances[name]:.1e}"
+    yield f"{median(run.first for run in result.runs[name]):,.1f}"
     if result.rate is not None:
         yield f"{result.size.tokens / seconds:,.0f}"
         yield f"{result.size.useful(seconds, result.rate):.1%}"

@@ -133,7 +133,7 @@ def test_the_limit_is_the_arithmetic_by_the_rate() -> None:
 def result(**seconds: list[float]) -> Any:
     runs = {
         name.replace("__", ", ").replace("_", " "): [
-            report.Run(wall=s, cpu=s, peak=round(1e6 * s)) for s in values
+            report.Run(wall=s, cpu=s, peak=round(1e6 * s), first=s) for s in values
         ]
         for name, values in seconds.items()
     }

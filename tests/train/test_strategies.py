@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,6 +203,26 @@ def test_a_cuda_device_takes_the_steps_of_a_cpu(runs: Runs) -> None:
     wanted, found = runs.noted("host"), runs.noted("single")
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
     assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++, which is not there")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp"])
+def test_compiled_blocks_take_the_same_steps_in_shards(runs: Runs, strategy: str) -> None:
+    """And adapters with blocks that are computed again; each state has the names of the uncompiled one."""
+    settings = {"strategy": strategy, "ranks": runs.ranks}
+    cases = {"single": SETTINGS["module"], "single-lora": ADAPTER["module"]}
+    if strategy == "fsdp":
+        del cases["single-lora"]
+    todo = [
+        runs.settings(f"{strategy}-{name}-compiled", **settings, module={**module, "compile": True})
+        for name, module in cases.items()
+    ]
+    runs.run(*todo)
+    for name in cases:
+        found = f"{strategy}-{name}-compiled"
+        assert close(runs.noted(found)["losses"], runs.noted(name)["losses"])
+        assert distance(runs.end(found), runs.end(name)) < 1e-4
 
 
 @pytest.mark.slow

@@ -174,10 +174,15 @@ def step_gradient(
     weighting: str = "loss",
     packed: bool = True,
     gradient_checkpointing: bool = False,
+    compile: bool = False,
 ) -> torch.Tensor:
     """What the ranks and micro-batches of one step over all examples add up to."""
     module = WeightedSFT.from_model(
-        model, 1e-3, reduction=reduction, gradient_checkpointing=gradient_checkpointing
+        model,
+        1e-3,
+        reduction=reduction,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
     )
     if gradient_checkpointing:
         # It is only done in training mode, in which some families drop activations.

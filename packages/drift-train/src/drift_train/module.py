@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
 from drift_train.attention import SEGMENTS, check_packed, why_not_packed
+from drift_train.compiled import check_compiler, compile_blocks
 from drift_train.head import Head, from_transformers, head_nll, score_inside, weighted_head_nll
 from drift_train.layout import MicroBatch, StepBatch
 from drift_train.lora import LoRA, add_lora, base_of
@@ -69,6 +70,8 @@ class WeightedSFT(LightningModule):
         dtype: of the parameters; for half-precision arithmetic set trainer.precision to bf16-mixed.
         lora: train adapters alone; None for all parameters.
         gradient_checkpointing: keep one hidden state a block, and compute the rest again in the backward.
+        fused_optimizer: AdamW by torch's fused kernel, the same to rounding.
+        compile: torch.compile each block, the same to rounding; needs a C++ compiler.
         trust_remote_code: run code that comes with the model; never taken from a checkpoint.
 
     Raises:
@@ -89,6 +92,8 @@ class WeightedSFT(LightningModule):
         dtype: Dtype = "float32",
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
+        fused_optimizer: bool = True,
+        compile: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -122,6 +127,11 @@ class WeightedSFT(LightningModule):
         module = cls(model.config.name_or_path or "", learning_rate, **settings)
         module.adopt(module._dressed(model))
         return module
+
+    def setup(self, stage: str) -> None:
+        """Refuse what this machine cannot do, before any weights are read."""
+        if self.hparams["compile"]:
+            check_compiler()
 
     def configure_model(self) -> None:
         """Load the policy and place it as the strategy wants it, once, in training mode."""
@@ -246,7 +256,11 @@ class WeightedSFT(LightningModule):
         if steps < 1:
             raise ValueError("trainer.max_steps must be set: a run is counted in optimizer steps")
         optimizer = torch.optim.AdamW(
-            self._groups(), lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"])
+            self._groups(),
+            lr=self.hparams["learning_rate"],
+            betas=tuple(self.hparams["betas"]),
+            # None leaves the choice between its other two ways to torch.
+            fused=self.hparams["fused_optimizer"] or None,
         )
         scheduler = get_scheduler(
             self.hparams["schedule"],
@@ -313,7 +327,7 @@ class WeightedSFT(LightningModule):
             return self._dressed(read)
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """With the adapters and the checkpointing that were asked for, and no training beside the text."""
+        """With adapters, checkpointing and compiling as asked for, and no training beside the text."""
         if self._lora is not None:
             add_lora(policy, self._lora)
         freeze_unread(policy)
@@ -323,6 +337,8 @@ class WeightedSFT(LightningModule):
         if self.hparams["gradient_checkpointing"]:
             # The other kind gives no gradient where a block's input needs none, as under LoRA.
             policy.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.hparams["compile"]:
+            compile_blocks(policy)
         self._vectors = _vectors(policy)
         return policy
 

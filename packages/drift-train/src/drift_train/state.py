@@ -166,7 +166,9 @@ def load_tensors(state: State, model: nn.Module, optimizers: list[Optimizer]) ->
         for parameter, moments in found["state"].items():
             for name in moments if parameter not in unmoved else ():
                 moments[name] = tensors[f"{_OPTIMIZER}{parameter}.{name}"]
-        found["param_groups"] = _tuples(state.manifest["param_groups"])
+        # The kernel that steps is a matter of the run that goes on; its moments are the other's.
+        kernel = {"fused": found["param_groups"][0].get("fused")}
+        found["param_groups"] = [group | kernel for group in _tuples(state.manifest["param_groups"])]
         set_optimizer_state_dict(model, optimizer, found)
         for name, parameter in model.named_parameters():
             if plain_name(name) in unmoved:

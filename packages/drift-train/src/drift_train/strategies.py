@@ -338,5 +338,8 @@ def blocks(policy: PreTrainedModel) -> list[nn.Module]:
     kinds = set(policy._no_split_modules or ())
     found = [module for module in policy.modules() if type(module).__name__ in kinds]
     if not found:
-        raise ValueError(f"{type(policy).__name__} names no blocks to shard; use trainer.strategy ddp")
+        raise ValueError(
+            f"{type(policy).__name__} names no blocks to shard or to compile; use trainer.strategy ddp, "
+            "and leave model.compile off"
+        )
     return found
