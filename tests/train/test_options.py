@@ -37,6 +37,8 @@ def fit(
     policy: Path, folder: Path | None = None, *, resume: Path | None = None, **settings: Any
 ) -> WeightedSFT:
     """Four steps, each of which is kept in `folder`."""
+    # Of the adapters.
+    torch.manual_seed(1)
     module = WeightedSFT(str(policy), 5e-3, weight_decay=0.1, **settings)
     data = WeightedDataModule.from_table(
         weighted_table(random_rows(12, vocab=64)), str(policy), batch_size=4, micro_tokens=40
