@@ -51,7 +51,14 @@ def formula(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     return first_gradient("literal", tmp_path_factory.mktemp("formula"))
 
 
-@pytest.mark.parametrize("name", [name for name in peers.CONTENDERS if "literal" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "compiled" in name else [])
+        for name in peers.CONTENDERS
+        if "literal" not in name
+    ],
+)
 def test_every_contender_descends_the_formula(name: str, formula: torch.Tensor, tmp_path: Path) -> None:
     found = first_gradient(name, tmp_path)
     if name in train.ORACLES:
