@@ -131,7 +131,13 @@ def shape(model_type: str) -> dict[str, Any]:
     if model_type != "falcon":
         more["head_dim"] = 8
     wide = {"ministral", "mistral", "mixtral", "starcoder2", "cohere2", "olmo3", "exaone4", *WINDOWS}
-    window = {"sliding_window": 6} if model_type in wide else {}
+    window: dict[str, Any] = {"sliding_window": 6} if model_type in wide else {}
+    if model_type.startswith("qwen"):
+        window = {
+            "sliding_window": 6,
+            "use_sliding_window": model_type != "qwen2_moe",
+            "max_window_layers": 1,
+        }
     return {"vocab_size": 64, "initializer_range": 0.2, **tiny, **ids, **experts, **more, **window}
 
 
@@ -144,6 +150,51 @@ def test_every_family_that_is_packed_is_packed_exactly(model_type: str) -> None:
     examples = grouped(2, 3)
     literal = wanted(model, examples)
     assert relative(step_gradient(model, examples, micro_tokens=10**6), literal) <= 1e-5
+    # transformers' own, which may slide by a mask where the literal one goes by what it is told.
+    assert relative(literal, eager(model, examples)) <= 1e-5
+
+
+def eager(model: Any, examples: list[Example]) -> Tensor:
+    weights = [example.weight for example in examples]
+    return gradient(model, literal_loss(model, examples, weights, len(examples), attention="eager"))
+
+
+def test_layers_that_slide_by_their_mask_alone_are_padded() -> None:
+    slides = shape("qwen2_moe") | {"use_sliding_window": True}
+    config = AutoConfig.for_model("qwen2_moe", **slides)
+    assert "slide by a mask" in str(why_not_packed(config))
+    torch.manual_seed(0)
+    model, examples = AutoModelForCausalLM.from_config(config).eval(), grouped(2, 3)
+    literal = eager(model, examples)
+    model.set_attn_implementation("sdpa")
+    assert relative(step_gradient(model, examples, micro_tokens=80, packed=False), literal) <= 1e-5
+
+
+def test_a_padded_batch_keeps_the_cap_on_scores() -> None:
+    model = tiny_double("gemma2", attn_logit_softcapping=2.0)
+    examples = grouped()
+    found = step_gradient(model, examples, micro_tokens=80, packed=False)
+    # Its softmax is in float32.
+    assert relative(found, eager(model, examples)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("gemma3_text", {"use_bidirectional_attention": True}), ("bert", {})]
+)
+def test_a_policy_that_looks_ahead_is_refused(family: str, changes: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(family, **shape(family) | changes)
+    with pytest.raises(ValueError, match=f"the attention of this {family} is not causal"):
+        WeightedSFT.from_model(AutoModelForCausalLM.from_config(config), 1e-3)
+
+
+def test_masks_can_be_dropped() -> None:
+    model, examples = tiny_double("gemma2"), grouped()
+    (micro,) = step_batch(examples, np.ones(9), np.arange(9), micro_tokens=10**6).micro_batches
+    WeightedSFT.from_model(model, 1e-3).micro_loss(micro, 9)
+    assert micro.segments is not None
+    assert micro.segments._masks
+    micro.segments.forget()
+    assert not micro.segments._masks
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2", "mamba", "bloom", "opt", "falcon"])

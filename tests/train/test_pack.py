@@ -236,6 +236,14 @@ def test_a_group_too_large_for_one_rank_is_split_over_them() -> None:
     assert sorted(row for units in bins for unit in units for row in unit.rows) == list(range(8))
 
 
+def test_an_epoch_may_draw_nothing() -> None:
+    """Lone rows of little weight: Σw is above 1, and still there are epochs without any."""
+    rows = plain(20, weights=[0.06] * 20)
+    plan = BatchPlan(rows, batch_size=2, seed=0, weighting="resample")
+    assert any(plan.examples_of(n + 1) == plan.examples_of(n) for n in range(12))
+    assert [len(plan.step(step)) for step in range(10)] == [2] * 10
+
+
 def test_bad_plans_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to train on"):
         BatchPlan([], batch_size=1, seed=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -25,6 +25,8 @@ olmo3 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
 """
 PACKED = frozenset(_PACKED.split())
 """Model types whose packed gradient is the padded one, by a test of each."""
+_SLIDES_BY_MASK = {"qwen2_moe"}
+"""Model types whose layers slide by their mask alone; a packed row has none."""
 _LAYERS = {"full_attention", "sliding_attention"}
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -73,6 +75,10 @@ class Segments:
             self._masks[name] = seen if window is None else seen.triu(part.prefix - window + 1)
         return self._masks[name]
 
+    def forget(self) -> None:
+        """Drop the masks; they are made again when they are needed."""
+        self._masks.clear()
+
     def places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         """Where queries and keys of each segment start, and which tokens the keys are (None: all)."""
         if device not in self._places:
@@ -120,6 +126,15 @@ def attend(
     Returns:
         Shape [1, T, heads, D], and no probabilities.
     """
+    if segments is None and softcap is not None:
+        # transformers' sdpa would leave the cap out.
+        if attention_mask is None:
+            shape = query.shape[2], key.shape[2]
+            attention_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(
+                shape[1] - shape[0]
+            )
+        capped = _capped(query, key, value, attention_mask, dropout, scaling, softcap)
+        return capped.transpose(1, 2), None
     if segments is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
@@ -157,6 +172,24 @@ def check_packed(config: PretrainedConfig) -> None:
         )
 
 
+def check_causal(policy: PreTrainedModel) -> None:
+    """Refuse a policy whose tokens see those behind them: its targets would be among what it sees.
+
+    Raises:
+        ValueError: it is one.
+    """
+    config = policy.config.get_text_config()
+    ahead = getattr(config, "use_bidirectional_attention", None) or False
+    # The towers of one that reads more than text look both ways, rightly.
+    if config is policy.config:
+        ahead = ahead or any(getattr(module, "is_causal", True) is False for module in policy.modules())
+    if ahead:
+        raise ValueError(
+            f"the attention of this {config.model_type} is not causal: a token sees those behind it, its "
+            "own target among them; train a causal language model"
+        )
+
+
 def why_not_packed(config: PretrainedConfig) -> str | None:
     """Why the rows of a model have to be padded instead; None if they can be packed.
 
@@ -164,8 +197,11 @@ def why_not_packed(config: PretrainedConfig) -> str | None:
     """
     if config.model_type not in PACKED:
         return f"that packing is exact has been tried out for other families than {config.model_type}"
-    if not set(getattr(config, "layer_types", None) or ()) <= _LAYERS:
+    layers = set(getattr(config, "layer_types", None) or ())
+    if not layers <= _LAYERS:
         return "not all of its layers are full or sliding attention"
+    if config.model_type in _SLIDES_BY_MASK and "sliding_attention" in layers:
+        return f"the layers of {config.model_type} slide by a mask, which a packed row has not"
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -117,6 +118,7 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> Any:
         if ctx.gradients is None:
             raise RuntimeError("the loss of a head goes backward once")
@@ -154,12 +156,12 @@ def _forward_by_parts(self: Any, *args: Any, score: Score | None = None, **input
     plain = type(self).forward
     if score is None:
         return plain(self, *args, **inputs)
-    output = self.base_model(*args, **inputs)
+    output = self.base_model(*args, **inputs, return_dict=True)
 
     def logits(hidden_RD: Tensor) -> Tensor:
         # Its own forward knows of biases, scales and soft caps.
         with _stepped_over(self.base_model, replace(output, last_hidden_state=hidden_RD[None])):
-            return cast(Tensor, plain(self, use_cache=False).logits[0])
+            return cast(Tensor, plain(self, use_cache=False, return_dict=True).logits[0])
 
     weights = [getattr(self.get_submodule(path), name) for path, name in self._drift_head]
     return score(Head(logits, _vocab(self), weights), output.last_hidden_state)
@@ -167,6 +169,8 @@ def _forward_by_parts(self: Any, *args: Any, score: Score | None = None, **input
 
 def _forward_whole(self: Any, *args: Any, score: Score | None = None, **inputs: Any) -> Any:
     """The forward of a policy that has to be taken as it is."""
+    if score is not None:
+        inputs["return_dict"] = True
     output = type(self).forward(self, *args, **inputs)
     return output if score is None else score(Head(lambda logits: logits, _vocab(self)), output.logits)
 

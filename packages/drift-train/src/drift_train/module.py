@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
-from drift_train.attention import SEGMENTS, check_packed, why_not_packed
+from drift_train.attention import SEGMENTS, check_causal, check_packed, why_not_packed
 from drift_train.compiled import check_compiler, compile_blocks
 from drift_train.head import Head, from_transformers, head_nll, score_inside, weighted_head_nll
 from drift_train.layout import MicroBatch, StepBatch
@@ -212,6 +212,9 @@ class WeightedSFT(LightningModule):
                 loss, _ = self.micro_loss(micro, batch.num_examples)
                 # DDP and FSDP average gradients over ranks; the loss is a sum over them.
                 self.manual_backward(loss * self.trainer.world_size)
+            if micro.segments is not None:
+                # The step holds its micro-batches to the end, and need not hold their masks.
+                micro.segments.forget()
             total += loss.detach()
         norm = self._clip()
         self._refuse_nan(norm, total)
@@ -328,6 +331,7 @@ class WeightedSFT(LightningModule):
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
         """With adapters, checkpointing and compiling as asked for, and no training beside the text."""
+        check_causal(policy)
         if self._lora is not None:
             add_lora(policy, self._lora)
         freeze_unread(policy)

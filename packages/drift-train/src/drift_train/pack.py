@@ -100,7 +100,7 @@ class BatchPlan:
             # Raw bits and a stable sort: unlike its permutations, numpy promises to keep these.
             draws = np.random.PCG64(np.random.SeedSequence((self.seed, epoch)))
             place = np.arange(len(rows)) if self._order == "rows" else self._number_N[rows]
-            bits = draws.random_raw(int(place.max()) + 1)[place]
+            bits = draws.random_raw(int(place.max(initial=-1)) + 1)[place]
             self._epochs[epoch] = rows[np.argsort(bits, kind="stable")]
             if epoch + 1 == len(self._starts):
                 self._starts.append(self._starts[-1] + len(rows))
