@@ -53,7 +53,8 @@ def main(args: list[str] | None = None) -> None:
 
 def refuse(error: Exception, *, code: int = 2) -> NoReturn:
     """Print a user's mistake on standard error, one more line for each item of a list, and exit."""
-    head, *items = re.split(r"\n  (?=\S)", str(error)) if type(error) is ValueError else [str(error)]
+    # Lists of ours; those of jsonargparse, with dashes, are folded into the line.
+    head, *items = re.split(r"\n  (?=[^\s-])", str(error)) if type(error) is ValueError else [str(error)]
     lines = [" ".join(text.split()) for text in (head, *items)]
     sys.stderr.write("error: " + "\n  ".join(lines) + "\n")
     sys.exit(code)
