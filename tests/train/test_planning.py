@@ -210,6 +210,22 @@ def test_activations_are_about_what_a_forward_keeps(tmp_path: Path, family: str,
     assert memory.device - memory.moments == pytest.approx(peak, rel=0.15)
 
 
+def test_capped_scores_are_all_there(tmp_path: Path) -> None:
+    """For each of two layers and four heads the scores of every token in a row, and their softmax."""
+    one = {"data": {"micro_tokens": 10**6}, "max_steps": 1}
+    plain, capped = (
+        plan_of(
+            shape_only(tmp_path / str(cap), tiny_model("gemma2", vocab=VOCAB, attn_logit_softcapping=cap)),
+            **one,
+        )
+        for cap in (None, 50.0)
+    )
+    examples = encode(TABLE, vocab_size=VOCAB).examples
+    lengths = [len(examples[i].input_ids) for i in BatchPlan(examples, batch_size=8, seed=0).step(0)]
+    added = capped.memory.activations - plain.memory.activations
+    assert added == 2 * 4 * (4 + 4) * sum(lengths) * max(lengths)
+
+
 def test_logits_by_hand(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and log-probabilities of a piece of the supervised tokens, and the gradients of both."""
     examples = encode(TABLE, vocab_size=VOCAB).examples

@@ -143,8 +143,8 @@ def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpoint
 
         2·(4 + r)·h + c·(n·h + 4·q + 4·f)
 
-    Eager attention adds 4 + c bytes for each head and position. Under gradient checkpointing each block
-    keeps its input, r·h, and one at a time all of that.
+    Eager attention, and one with capped scores, adds 4 + c bytes for each head and position. Under
+    gradient checkpointing each block keeps its input, r·h, and one at a time all of that.
     """
     config: PreTrainedConfig = policy.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
@@ -153,7 +153,8 @@ def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpoint
     copies = 2 if size.residual == size.computed else 5
     numbers = copies * hidden + 4 * queries + 4 * inner
     token = 2 * (4 + size.residual) * hidden + size.computed * numbers
-    if policy.config._attn_implementation == "eager":
+    # A cap on scores is computed on all of them, as in Gemma 2.
+    if policy.config._attn_implementation == "eager" or getattr(config, "attn_logit_softcapping", None):
         token += (4 + size.computed) * heads * micro.longest
     layers = config.num_hidden_layers
     kept = layers * size.residual * hidden + token if checkpointing else layers * token
