@@ -111,6 +111,7 @@ def test_compiled_blocks_give_the_gradient_of_plain_ones(family: str, dtype: str
     plain = tiny_double(family) if dtype == "float64" else tiny_model(family, vocab=64, **changes)
     compiled = copy.deepcopy(plain)
     examples = encode(weighted_table(grouped_rows(3, 3, vocab=64)), vocab_size=64).examples
+    alike = True
     for again in (False, True):
         for packed in (True, False):
             way = {"packed": packed, "gradient_checkpointing": again}
@@ -123,7 +124,8 @@ def test_compiled_blocks_give_the_gradient_of_plain_ones(family: str, dtype: str
                         compiled, examples, micro_tokens=micro_tokens, compile=True, **way
                     )
                 assert relative(found, wanted) <= LARGEST[dtype], (way, micro_tokens)
-    assert not torch.equal(found, wanted), "what is compiled rounds otherwise"
+                alike = alike and torch.equal(found, wanted)
+    assert not alike, "what is compiled rounds otherwise"
 
 
 @compiles
