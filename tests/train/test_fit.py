@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from drift_train import BatchPlan, StepBatch, WeightedDataModule, WeightedSFT, encode, split
-from drift_train.module import Schedule
+from drift_train.optimizing import Schedule
 from tiny import bpe_tokenizer, save_policy, tiny_model
 from train.weighted_rows import gradient, literal_loss, random_rows, tiny_double, weighted_table
 

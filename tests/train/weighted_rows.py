@@ -221,9 +221,13 @@ class ExactNorm(torch.nn.Module):
 
 def tiny_double(family: str = "llama", **changes: Any) -> Any:
     """A tiny model that computes in float64 throughout, so that laws can be held to 1e-10."""
-    model = tiny_model(family, vocab=64, **WINDOWS.get(family, {}), **changes).double()
+    return exact_norms(tiny_model(family, vocab=64, **WINDOWS.get(family, {}), **changes).double())
+
+
+def exact_norms(model: Any) -> Any:
+    """The same model, if it is of float64, with norms in that precision."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
+        if model.dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
             model.set_submodule(name, ExactNorm(module))
     return model
 

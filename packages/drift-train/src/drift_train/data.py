@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +22,9 @@ from drift_train.fields import Supervise
 from drift_train.held_out import split
 from drift_train.layout import StepBatch, step_batch
 from drift_train.pack import BatchPlan, Order, Weighting
-from drift_train.pruning import Pruning, check_min_weight, prune
+from drift_train.pruning import check_min_weight, prune
 from drift_train.rows import holds_text, names_tokenizer, read_rows
+from drift_train.steps import HeldOutSteps, TrainSteps
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
 from drift_weights.names import check_model
@@ -179,11 +179,14 @@ class WeightedDataModule(LightningDataModule):
         """The run's steps from the trainer's own on; a pure function of (seed, step)."""
         if self.trainer is None:
             raise RuntimeError("the steps of a run are counted by a trainer; give it this data module")
-        return TrainSteps(self, self.trainer, self._plan, self._train, self._pruning)
+        return TrainSteps(self.share, self.trainer, self._plan, self._train, self._pruning)
 
     def val_dataloader(self) -> HeldOutSteps:
-        """The held-out examples, in table order."""
-        return HeldOutSteps(self, self._held_out)
+        """The held-out examples, in table order, with their weights (1 under `none`)."""
+        weight_N = np.array([example.weight for example in self._held_out])
+        if self.weighting == "none":
+            weight_N = np.ones_like(weight_N)
+        return HeldOutSteps(self.share, self._held_out, weight_N, self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the steps of a run, so that a resume on other data is refused."""
@@ -298,66 +301,6 @@ class WeightedDataModule(LightningDataModule):
         return AutoTokenizer.from_pretrained(
             self.model, revision=self.model_revision, trust_remote_code=self.trust_remote_code
         )
-
-
-class TrainSteps:
-    """The steps of a run, from the one that the trainer has reached to its last."""
-
-    def __init__(
-        self,
-        data: WeightedDataModule,
-        trainer: Trainer,
-        plan: BatchPlan,
-        examples: Sequence[Example],
-        pruning: Pruning,
-    ) -> None:
-        self._data = data
-        self._trainer = trainer
-        self._plan = plan
-        self._examples = examples
-        self._pruning = pruning
-
-    def __len__(self) -> int:
-        """All steps of the run, those done included: Lightning counts them as fetched."""
-        return self._trainer.max_steps
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        """The rank's shares; the place in the data is the trainer's step and nothing else."""
-        weight_N = self._pruning.weights(self._plan.loss_weights())
-        for step in range(self._trainer.global_step, len(self)):
-            planned = self._plan.step(step)
-            share = self._data.share(self._examples, weight_N, self._pruning.kept(planned), step)
-            # What is pruned stays in N, or the others would count for more.
-            yield replace(share, num_examples=len(planned))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the trainer's step says it all. It tells Lightning that resuming is exact."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
-
-
-class HeldOutSteps:
-    """The held-out examples once, in table order, with their weights (1 under `none`)."""
-
-    def __init__(self, data: WeightedDataModule, examples: Sequence[Example]) -> None:
-        self._data = data
-        self._examples = examples
-
-    def __len__(self) -> int:
-        """Batches of at most batch_size examples."""
-        return -(-len(self._examples) // self._data.batch_size)
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        """The rank's shares."""
-        weight_N = np.array([example.weight for example in self._examples])
-        if self._data.weighting == "none":
-            weight_N = np.ones_like(weight_N)
-        rows, size = np.arange(len(self._examples)), self._data.batch_size
-        for batch in range(len(self)):
-            part = rows[batch * size : (batch + 1) * size]
-            yield self._data.share(self._examples, weight_N, part)
 
 
 def _manifest_of(path: Path) -> dict[str, Any] | None:

@@ -99,6 +99,19 @@ def base_of(policy: PreTrainedModel, source: str) -> dict[str, Any]:
     return {"sha256": digest.hexdigest()}
 
 
+def check_base(found: dict[str, Any] | None, wanted: dict[str, Any] | None, source: str) -> None:
+    """Hold the weights that adapters are put on against those that they were trained on.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if found is not None and wanted is not None and found != wanted:
+        raise ValueError(
+            f"{source} holds {found}, the checkpoint's adapters were trained on {wanted}; give model.model "
+            "(and model.revision) as they were"
+        )
+
+
 def _refuse_tied(policy: PreTrainedModel) -> None:
     """An adapter on a tied head would be merged into the embedding, where it was not trained."""
     head, table = policy.get_output_embeddings(), policy.get_input_embeddings()

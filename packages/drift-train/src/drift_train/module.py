@@ -22,26 +22,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from drift_train.attention import SEGMENTS, check_causal, check_packed, why_not_packed
 from drift_train.compiled import check_compiler, compile_blocks
+from drift_train.gradient_sums import GradientSums
 from drift_train.head import Head, from_transformers, head_nll, score_inside, weighted_head_nll
+from drift_train.held_out import HeldOutSums
 from drift_train.layout import MicroBatch, StepBatch
-from drift_train.lora import LoRA, add_lora, base_of
+from drift_train.lora import LoRA, add_lora, base_of, check_base
 from drift_train.loss import Reduction, token_factors
-from drift_train.state import plain_name, together
+from drift_train.optimizing import Schedule, parameter_groups, vectors_of
+from drift_train.state import together
 from drift_train.strategies import StateFolders
 from drift_train.unread import freeze_unread
 from drift_weights.names import check_model
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-Schedule = Literal[
-    "constant_with_warmup",
-    "constant",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "inverse_sqrt",
-]
-"""Those of transformers.get_scheduler that need nothing beyond warm-up and the number of steps."""
 CONFIG = "policy_config"
 GENERATION = "policy_generation_config"
 BASE = "policy_base"
@@ -117,8 +110,7 @@ class WeightedSFT(LightningModule):
         self._placed = False
         self._vectors: set[str] | None = None
         self.base: dict[str, Any] | None = None
-        self._held_out = [0.0, 0.0, 0.0]
-        self._held_out_examples = 0
+        self._held_out = HeldOutSums()
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, learning_rate: float, **settings: Any) -> Self:
@@ -206,16 +198,20 @@ class WeightedSFT(LightningModule):
         scheduler = cast(LRScheduler, self.lr_schedulers())
         _seed(batch.seed)
         total = torch.zeros((), device=self.device)
+        sums = GradientSums(self.policy.parameters() if len(batch.micro_batches) > 1 else ())
         for place, micro in enumerate(batch.micro_batches, start=1):
-            last = place == len(batch.micro_batches)
-            with nullcontext() if last else self._without_sync():
+            # What is taken away after each micro-batch has met by then.
+            meet = sums or place == len(batch.micro_batches)
+            with nullcontext() if meet else self._without_sync():
                 loss, _ = self.micro_loss(micro, batch.num_examples)
                 # DDP and FSDP average gradients over ranks; the loss is a sum over them.
                 self.manual_backward(loss * self.trainer.world_size)
+            sums.take()
             if micro.segments is not None:
                 # The step holds its micro-batches to the end, and need not hold their masks.
                 micro.segments.forget()
             total += loss.detach()
+        sums.give()
         norm = self._clip()
         self._refuse_nan(norm, total)
         optimizer.step()
@@ -228,26 +224,21 @@ class WeightedSFT(LightningModule):
         """Add up the held-out loss and the tokens that the policy's best guess hits."""
         for micro in batch.micro_batches:
             loss, hits = self.micro_loss(micro, batch.num_examples)
-            if micro.idle:
-                continue
             assert hits is not None
-            parts = (loss.item() * batch.num_examples, hits.item(), len(micro.target_R))
-            self._held_out = [sum_ + part for sum_, part in zip(self._held_out, parts, strict=True)]
-        self._held_out_examples += batch.num_examples
+            if not micro.idle:
+                self._held_out.add(loss.item() * batch.num_examples, hits.item(), len(micro.target_R))
+        self._held_out.examples += batch.num_examples
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
-        self._held_out = [0.0, 0.0, 0.0]
-        self._held_out_examples = 0
+        self._held_out = HeldOutSums()
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out weighted loss (eq. 14) and token accuracy, over all ranks."""
-        sums = torch.tensor(self._held_out, dtype=torch.float64)
+        sums = self._held_out.of_this_rank()
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        loss, hits, tokens = sums.tolist()
-        metrics = {"val_loss": loss / self._held_out_examples, "val_token_accuracy": hits / tokens}
-        self.log_dict(metrics, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log_dict(self._held_out.metrics(sums), prog_bar=True, batch_size=1, sync_dist=True)
 
     def on_fit_start(self) -> None:
         """Refuse what would give wrong steps without a word."""
@@ -258,17 +249,18 @@ class WeightedSFT(LightningModule):
         steps = self.trainer.max_steps
         if steps < 1:
             raise ValueError("trainer.max_steps must be set: a run is counted in optimizer steps")
+        settings = self.hparams
         optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=self.hparams["learning_rate"],
-            betas=tuple(self.hparams["betas"]),
+            parameter_groups(self.policy, self._vectors or set(), settings["weight_decay"]),
+            lr=settings["learning_rate"],
+            betas=tuple(settings["betas"]),
             # None leaves the choice between its other two ways to torch.
-            fused=self.hparams["fused_optimizer"] or None,
+            fused=settings["fused_optimizer"] or None,
         )
         scheduler = get_scheduler(
-            self.hparams["schedule"],
+            settings["schedule"],
             optimizer,
-            num_warmup_steps=round(self.hparams["warmup_share"] * steps),
+            num_warmup_steps=round(settings["warmup_share"] * steps),
             num_training_steps=steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -295,21 +287,6 @@ class WeightedSFT(LightningModule):
         """
         wanted = checkpoint["manifest"].get(BASE)
         together(lambda: check_base(self.base, wanted, self.hparams["model"]), only_first=True)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Trained parameters that decay, and those that do not."""
-        decaying: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        vectors = self._vectors or set()
-        for name, parameter in self.policy.named_parameters():
-            if parameter.requires_grad:
-                (others if plain_name(name) in vectors else decaying).append(parameter)
-        groups = [
-            {"params": decaying, "weight_decay": self.hparams["weight_decay"]},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        # An empty group would not survive a checkpoint.
-        return [group for group in groups if group["params"]]
 
     def _source(self) -> dict[str, Any]:
         """What the Auto classes are asked for."""
@@ -343,7 +320,7 @@ class WeightedSFT(LightningModule):
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         if self.hparams["compile"]:
             compile_blocks(policy)
-        self._vectors = _vectors(policy)
+        self._vectors = vectors_of(policy)
         return policy
 
     def _number_type(self) -> torch.dtype:
@@ -353,7 +330,7 @@ class WeightedSFT(LightningModule):
         """Take a model that is built and placed already."""
         self.model = model
         if self._vectors is None:
-            self._vectors = _vectors(model)
+            self._vectors = vectors_of(model)
 
     def _without_sync(self) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
@@ -408,19 +385,6 @@ class Described(Protocol):
         ...
 
 
-def check_base(found: dict[str, Any] | None, wanted: dict[str, Any] | None, source: str) -> None:
-    """Hold the weights that adapters are put on against those that they were trained on.
-
-    Raises:
-        ValueError: they are others.
-    """
-    if found is not None and wanted is not None and found != wanted:
-        raise ValueError(
-            f"{source} holds {found}, the checkpoint's adapters were trained on {wanted}; give model.model "
-            "(and model.revision) as they were"
-        )
-
-
 @rank_zero_only
 def _say_trusted(source: str) -> None:
     _log.warning("trust_remote_code is on: code that comes with %s runs in this process", source)
@@ -431,8 +395,3 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _vectors(model: nn.Module) -> set[str]:
-    """Names of the parameters that are no matrices; FSDP1's shards are all flat, and show it no more."""
-    return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}

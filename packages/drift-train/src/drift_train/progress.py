@@ -17,10 +17,10 @@ from rich.text import Text
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from drift_train.data import TrainSteps
 from drift_train.flops import flops_per_token, multiplying, peak_flops
 from drift_train.layout import StepBatch
 from drift_train.module import WeightedSFT
+from drift_train.steps import TrainSteps
 
 SILENCE = 600.0
 """Seconds after which a line is printed where there is no terminal."""

@@ -223,12 +223,16 @@ class FSDP2(StateFolders, ModelParallelStrategy):
         return CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
 
 
-class _BatchAsItIs(FSDPPrecision):
-    """Lightning's casts every float of a batch; the weights are float64, and stay so."""
+class _AsItIs(FSDPPrecision):
+    """Lightning's casts the policy and every float of a batch to float32; ours stay what they are."""
 
     def convert_input(self, data: Any) -> Any:
-        """Nothing: token ids need no precision."""
+        """Nothing: token ids need no precision, and weights are float64."""
         return data
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Nothing: `model.dtype` says what the policy is in."""
+        return module
 
 
 class FSDP(StateFolders, FSDPStrategy):
@@ -248,7 +252,7 @@ class FSDP(StateFolders, FSDPStrategy):
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
-        self._precision_plugin = plugin and _BatchAsItIs(cast(Any, plugin.precision))
+        self._precision_plugin = plugin and _AsItIs(cast(Any, plugin.precision))
 
     def place(self, policy: PreTrainedModel) -> nn.Module:
         """Wrap every block, then what is left."""
@@ -269,8 +273,15 @@ class FSDP(StateFolders, FSDPStrategy):
         )
 
     def clip(self, policy: nn.Module, limit: float) -> Tensor:
-        """FSDP1 knows alone which shards belong together."""
-        return cast(FullyShardedDataParallel, policy).clip_grad_norm_(limit)
+        """As every strategy; FSDP1's own takes norms in float32, whatever the gradient is in."""
+        trained = [parameter for parameter in policy.parameters() if parameter.grad is not None]
+        own = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in trained])
+        # Offloaded shards lie on the host, for which the group may not speak.
+        squares = own.to(self.root_device) ** 2
+        torch.distributed.all_reduce(squares)
+        norm = squares.sqrt()
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        return norm
 
 
 def _fill(policy: PreTrainedModel, whole: PreTrainedModel | None, strategy: Strategy) -> None:
