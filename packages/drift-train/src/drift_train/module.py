@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
-from drift_train.attention import SEGMENTS, check_causal, check_packed, why_not_packed
-from drift_train.compiled import check_compiler, compile_blocks
-from drift_train.gradient_sums import GradientSums
-from drift_train.head import Head, from_transformers, head_nll, score_inside, weighted_head_nll
+from drift_train.attention import check_packed
+from drift_train.compiled import check_compiler
+from drift_train.dressing import dress
+from drift_train.head import Head, head_nll, weighted_head_nll
 from drift_train.held_out import HeldOutSums
 from drift_train.layout import MicroBatch, StepBatch
-from drift_train.lora import LoRA, add_lora, base_of, check_base
+from drift_train.lora import LoRA, base_of, check_base
 from drift_train.loss import Reduction, token_factors
 from drift_train.optimizing import Schedule, parameter_groups, vectors_of
+from drift_train.precision import GradientSums, check_precision
 from drift_train.state import together
 from drift_train.strategies import StateFolders
-from drift_train.unread import freeze_unread
 from drift_weights.names import check_model
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -307,19 +307,13 @@ class WeightedSFT(LightningModule):
             return self._dressed(read)
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """With adapters, checkpointing and compiling as asked for, and no training beside the text."""
-        check_causal(policy)
-        if self._lora is not None:
-            add_lora(policy, self._lora)
-        freeze_unread(policy)
-        if why_not_packed(policy.config) is None and from_transformers(policy):
-            policy.set_attn_implementation(SEGMENTS)
-        score_inside(policy)
-        if self.hparams["gradient_checkpointing"]:
-            # The other kind gives no gradient where a block's input needs none, as under LoRA.
-            policy.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.hparams["compile"]:
-            compile_blocks(policy)
+        settings = self.hparams
+        dress(
+            policy,
+            lora=self._lora,
+            gradient_checkpointing=settings["gradient_checkpointing"],
+            compile=settings["compile"],
+        )
         self._vectors = vectors_of(policy)
         return policy
 
@@ -360,20 +354,6 @@ class WeightedSFT(LightningModule):
             loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
         self.log("loss", loss, prog_bar=True, batch_size=1)
         self.log_dict({"lr": rate, "grad_norm": norm}, batch_size=1)
-
-
-def check_precision(precision: str) -> None:
-    """Refuse what is not done right here.
-
-    Raises:
-        ValueError: not 32-true or bf16-mixed.
-    """
-    if precision == "16-mixed":
-        raise ValueError("trainer.precision 16-mixed clips scaled gradients; use bf16-mixed")
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(
-            f"trainer.precision {precision}: use bf16-mixed, or 32-true and another model.dtype"
-        )
 
 
 @runtime_checkable

@@ -20,7 +20,8 @@ from drift_train.data import WeightedDataModule
 from drift_train.flops import PEAK_FLOPS, flops_per_token, multiplying, peak_flops
 from drift_train.layout import Bin, deal
 from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
-from drift_train.module import WeightedSFT, check_precision
+from drift_train.module import WeightedSFT
+from drift_train.precision import check_precision
 from drift_train.pruning import Pruning
 from drift_train.strategies import STRATEGIES, count_devices, uses_cuda
 

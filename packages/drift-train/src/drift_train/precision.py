@@ -1,4 +1,4 @@
-"""Gradients of half-precision parameters, summed over micro-batches without losing bits."""
+"""Which precisions are done right here, and sums that half precision would lose bits of."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class GradientSums:
     It costs 4 bytes for each of these parameters, and only steps of several micro-batches need it.
 
     Args:
-        parameters: all of a policy's; those that are float32 or wider are left to autograd.
+        parameters: of a policy; those that are frozen, float32 or wider are left to autograd.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        half = (parameter for parameter in parameters if parameter.dtype.itemsize < 4)
+        half = (p for p in parameters if p.requires_grad and p.dtype.itemsize < 4)
         self._sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(half)
 
     def __bool__(self) -> bool:
@@ -42,3 +42,17 @@ class GradientSums:
             if sum_ is not None:
                 parameter.grad = sum_.to(parameter.dtype)
         self._sums.clear()
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is not done right here.
+
+    Raises:
+        ValueError: not 32-true or bf16-mixed.
+    """
+    if precision == "16-mixed":
+        raise ValueError("trainer.precision 16-mixed clips scaled gradients; use bf16-mixed")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision {precision}: use bf16-mixed, or 32-true and another model.dtype"
+        )
