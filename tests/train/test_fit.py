@@ -9,13 +9,21 @@ import pyarrow as pa
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from drift_train import BatchPlan, StepBatch, WeightedDataModule, WeightedSFT, encode, split
+from drift_train.attention import Segments
 from drift_train.optimizing import Schedule
 from tiny import bpe_tokenizer, save_policy, tiny_model
-from train.weighted_rows import gradient, literal_loss, random_rows, tiny_double, weighted_table
+from train.weighted_rows import (
+    gradient,
+    grouped_rows,
+    literal_loss,
+    random_rows,
+    tiny_double,
+    weighted_table,
+)
 
 TABLE = weighted_table(random_rows(24, vocab=64))
 
@@ -37,8 +45,32 @@ def trainer(steps: int, *callbacks: Any, **settings: Any) -> Trainer:
     )
 
 
+class Held(Callback):
+    """The masks that each step has at its end."""
+
+    def __init__(self) -> None:
+        self.masks: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        held = [micro.segments._masks for micro in batch.micro_batches]
+        self.masks.append(sum(map(len, held)))
+
+
 def data_of(policy: str, table: pa.Table = TABLE, **settings: Any) -> WeightedDataModule:
     return WeightedDataModule.from_table(table, policy, **{"batch_size": 5, **settings})
+
+
+def test_a_step_keeps_no_masks(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its micro-batches stay to its end; a mask is as large as its segment squared."""
+    made: list[int] = []
+    forget = Segments.forget
+    monkeypatch.setattr(Segments, "forget", lambda self: (made.append(len(self._masks)), forget(self)))
+    table = weighted_table(grouped_rows(3, 4, vocab=64))
+    held = Held()
+    data = data_of(policy, table, order="groups", micro_tokens=60)
+    trainer(2, held).fit(WeightedSFT(policy, 1e-3), datamodule=data)
+    assert sum(made) > 0
+    assert held.masks == [0, 0]
 
 
 @pytest.mark.parametrize("weighting", ["loss", "none", "resample"])
