@@ -37,11 +37,11 @@ class GradientSums:
             parameter.grad = None
 
     def give(self) -> None:
-        """Make the sums the gradients, rounded once."""
-        for parameter, sum_ in self._sums.items():
+        """Make the sums the gradients, rounded once; each is freed as it is given."""
+        while self._sums:
+            parameter, sum_ = self._sums.popitem()
             if sum_ is not None:
                 parameter.grad = sum_.to(parameter.dtype)
-        self._sums.clear()
 
 
 def check_precision(precision: str) -> None:
