@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from drift_train import export, newest, read_state
 from tiny import bpe_tokenizer, save_policy, tiny_gemma3, tiny_model
+from train.launching import commands, environment
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("fit_ranks.py")
 LIMIT = 240
 STEPS = 6
@@ -64,19 +61,13 @@ class Runs:
         todo = self.folder / f"{runs[0]['name']}.json"
         todo.write_text(json.dumps(runs))
         ranks = runs[0].get("ranks", 1)
-        port = free_port()
-        commands = []
-        for node in range(nodes):
-            torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks // nodes}"]
-            torchrun += [f"--nnodes={nodes}", f"--node-rank={node}"]
-            torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-            commands.append([sys.executable, *(torchrun if ranks > 1 else []), str(SCRIPT), str(todo)])
         # cuBLAS repeats its bits with a workspace of fixed size.
-        fixed = {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, **fixed, "PYTHONPATH": path}
+        surroundings = environment(CUBLAS_WORKSPACE_CONFIG=":4096:8")
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return [subprocess.Popen(command, env=environment, **pipes) for command in commands]
+        return [
+            subprocess.Popen(command, env=surroundings, **pipes)
+            for command in commands(SCRIPT, todo, ranks=ranks, nodes=nodes)
+        ]
 
     def run(self, *runs: dict[str, Any], nodes: int = 1) -> None:
         for process in self.start(list(runs), nodes=nodes):
@@ -136,12 +127,6 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         made.run(*more)
     made.run(*backs)
     return made
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def whole_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from drift_train import encode
 from tiny import bpe_tokenizer, save_policy, tiny_model
+from train.launching import commands, environment
 from train.weighted_rows import (
     exact_norms,
     gradient,
@@ -28,7 +26,6 @@ from train.weighted_rows import (
     weighted_table,
 )
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("gradient_ranks.py")
 LIMIT = 300
 STRATEGIES = ["single", "ddp", "fsdp2", "fsdp"]
@@ -67,12 +64,6 @@ def settings(folder: Path, strategy: str, kind: str, case: str) -> dict[str, Any
     }
 
 
-@pytest.fixture(scope="module")
-def literals(folder: Path) -> Callable[[str, str], Tensor]:
-    """The literal gradient of a case, by the precision of the parameters; computed once."""
-    return cache(lambda dtype, case: literal(settings(folder, "single", dtype, case)))
-
-
 def literal(case: dict[str, Any]) -> Tensor:
     """In float64 or float32, at the parameters that the policy has in its own precision."""
     read = AutoModelForCausalLM.from_pretrained(case["model"], dtype=getattr(torch, case["dtype"]))
@@ -90,32 +81,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("gradients")
     policy = tiny_model("qwen2", vocab=67, tie_word_embeddings=True, initializer_range=0.1)
     save_policy(made / "policy", bpe_tokenizer(), policy)
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    start(made, STRATEGIES[:1], [])
-    start(made, STRATEGIES[1:], [*torchrun, f"--master-port={free_port()}"])
+    start(made, STRATEGIES[:1], ranks=1)
+    start(made, STRATEGIES[1:], ranks=2)
     return made
 
 
-def start(folder: Path, strategies: list[str], launcher: list[str]) -> None:
+def start(folder: Path, strategies: list[str], *, ranks: int) -> None:
     todo = [settings(folder, strategy, *each) for strategy in strategies for each in [*TODO, *MANY]]
     path = folder / f"{strategies[0]}.json"
     path.write_text(json.dumps(todo))
-    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    (command,) = commands(SCRIPT, path, ranks=ranks)
     done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
+        command, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr[-9000:]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 Off = Callable[[str, str, str], float]
@@ -129,9 +108,8 @@ def off(folder: Path) -> Off:
     def distance(strategy: str, kind: str, case: str) -> float:
         given = settings(folder, strategy, kind, case)
         found, wanted = torch.load(given["out"]), literals(given["dtype"], case)
-        names = [
-            name for name, _ in AutoModelForCausalLM.from_pretrained(given["model"]).named_parameters()
-        ]
+        policy = AutoModelForCausalLM.from_pretrained(given["model"])
+        names = [name for name, _ in policy.named_parameters()]
         assert set(found) == set(names)
         assert {str(grad.dtype) for grad in found.values()} == {f"torch.{given['dtype']}"}
         return relative(torch.cat([found[name].flatten() for name in names]).to(wanted.dtype), wanted)
