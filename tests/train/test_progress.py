@@ -94,6 +94,13 @@ def planned(steps: int, weighting: Any) -> tuple[list[list[int]], list[list[floa
     return lengths, weights, examples
 
 
+def supervised(steps: int) -> list[int]:
+    """Tokens with loss in each step."""
+    examples = encode(TABLE, vocab_size=64).examples
+    plan = BatchPlan(examples, batch_size=5, seed=3)
+    return [sum(examples[i].supervised for i in plan.step(step)) for step in range(steps)]
+
+
 @pytest.mark.parametrize("weighting", ["loss", "none", "resample"])
 def test_figures_equal_brute_force_over_the_plan(tmp_path: Path, policy: str, weighting: Any) -> None:
     rows = fit(tmp_path, policy, trainer(tmp_path, 7, StepMetrics()), weighting=weighting)
@@ -160,7 +167,7 @@ class Both:
 
     def __call__(self, value: Any, *, reduce_op: str) -> Any:
         # Lightning counts its batches this way, too.
-        if value.shape != (4,):
+        if value.shape != (5,):
             return value
         assert reduce_op == "sum"
         self.sent.append(value.clone())
@@ -219,18 +226,19 @@ def test_a_resumed_run_goes_on_with_tokens_and_mass(tmp_path: Path, policy: str)
 def test_mfu_of_a_known_device_is_the_hand_computed_one(
     tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, tied: bool
 ) -> None:
-    """A step a second on a device with a peak of 1e9: 6·N·tokens/1e9."""
+    """A step a second on a device with a peak of 1e9; the head meets tokens with loss alone."""
     monkeypatch.setattr(progress_module, "monotonic", Ticks())
     monkeypatch.setattr(progress_module, "peak_flops", lambda device: 1e9)
     model = tiny_model(vocab=64, tie_word_embeddings=tied)
     data = WeightedDataModule.from_table(TABLE, policy, batch_size=5, seed=3)
     trainer(tmp_path, 3, StepMetrics()).fit(WeightedSFT.from_model(model, 1e-3), datamodule=data)
-    # Two layers of q and o (32×32), k and v (32×16), three of 32×64 and two norms; a norm; the head.
-    multiplying = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32 + 64 * 32
+    # Two layers of q and o (32×32), k and v (32×16), three of 32×64 and two norms; a norm.
+    body, head = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32, 64 * 32
     lengths, _, _ = planned(3, "loss")
     with (tmp_path / "metrics.csv").open() as file:
         found = column(list(csv.DictReader(file)), "mfu")
-    assert found == pytest.approx([6 * multiplying * sum(n) / 1e9 for n in lengths], rel=1e-12)
+    wanted = [6 * (body * sum(n) + head * r) / 1e9 for n, r in zip(lengths, supervised(3), strict=True)]
+    assert found == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_frozen_parameter_costs_no_gradient_of_its_own(
@@ -246,7 +254,7 @@ def test_a_frozen_parameter_costs_no_gradient_of_its_own(
     run.fit(WeightedSFT.from_model(model, 1e-3), datamodule=data)
     frozen = sum(p.numel() for p in model.model.layers.parameters()) + 32
     lengths, _, _ = planned(1, "loss")
-    wanted = (4 * frozen + 6 * 64 * 32) * sum(lengths[0]) / 1e9
+    wanted = (4 * frozen * sum(lengths[0]) + 6 * 64 * 32 * supervised(1)[0]) / 1e9
     assert float(run.callback_metrics["mfu"]) == pytest.approx(wanted, rel=1e-12)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+
+from drift_train.head import head_weights
 
 PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
@@ -28,26 +32,48 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
-def multiplying(policy: PreTrainedModel) -> tuple[int, int]:
-    """Parameters in matrix products, all of them and those trained; tied ones once.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Multiplied:
+    """Parameters in matrix products, tied ones once."""
 
-    An input embedding is looked up, not multiplied, unless it is the output head too.
+    body: float
+    """Those that meet every token computed."""
+    trained_body: float
+    """Of these."""
+    head: float
+    """Those that meet supervised tokens alone."""
+    trained_head: float
+    """Of these."""
+
+    def flops(self, computed: float, supervised: float, *, checkpointing: bool = False) -> float:
+        """6·P·U + 6·V·H·R for a full fine-tuning, P and V·H the parameters of body and head.
+
+        Forward 2, gradients of activations 2, of weights 2, if they are trained; the body's forward again
+        under checkpointing. Attention's products of pairs are left out.
+
+        Args:
+            computed: U, tokens that a forward is made for, shared ones once.
+            supervised: R, tokens with loss.
+            checkpointing: whether the backward computes activations again.
+        """
+        body = (6 if checkpointing else 4) * self.body + 2 * self.trained_body
+        return body * computed + (4 * self.head + 2 * self.trained_head) * supervised
+
+
+def multiplying(policy: PreTrainedModel) -> Multiplied:
+    """What a policy multiplies with; embeddings are looked up, unless one is the output head too.
+
+    A head that cannot be told from its body meets every token, and counts with it.
     """
-    untyped: Any = policy
-    table, head = untyped.get_input_embeddings().weight, untyped.get_output_embeddings()
-    tied = head is not None and head.weight is table
-    counted = [p for p in policy.parameters() if tied or p is not table]
-    return sum(p.numel() for p in counted), sum(p.numel() for p in counted if p.requires_grad)
-
-
-def flops_per_token(every: float, trained: float, *, checkpointing: bool = False) -> float:
-    """4·every + 2·trained: 6·N for a full fine-tuning; 2·every more where the forward is done twice.
-
-    Forward 2, gradients of activations 2, of weights 2; attention's products of pairs are left out.
-
-    Args:
-        every: parameters in matrix products.
-        trained: those of them that are trained.
-        checkpointing: whether the backward computes activations again.
-    """
-    return (6 if checkpointing else 4) * every + 2 * trained
+    output: Any = policy.get_output_embeddings()
+    tables = {id(module.weight) for module in policy.modules() if isinstance(module, nn.Embedding)}
+    looked_up = tables - ({id(output.weight)} if output is not None else set())
+    head = {id(parameter) for parameter in head_weights(policy)}
+    counts = {"body": 0, "trained_body": 0, "head": 0, "trained_head": 0}
+    for parameter in policy.parameters():
+        if id(parameter) in looked_up:
+            continue
+        part = "head" if id(parameter) in head else "body"
+        counts[part] += parameter.numel()
+        counts[f"trained_{part}"] += parameter.numel() if parameter.requires_grad else 0
+    return Multiplied(**counts)

@@ -63,6 +63,12 @@ def from_transformers(policy: PreTrainedModel) -> bool:
     return type(policy).__module__.startswith("transformers.")
 
 
+def head_weights(policy: nn.Module) -> list[nn.Parameter]:
+    """What the head of a policy that scores inside computes with; none where it is one with its body."""
+    names: list[tuple[str, str]] = getattr(policy, "_drift_head", [])
+    return [getattr(policy.get_submodule(path), name) for path, name in names]
+
+
 def weighted_head_nll(head: Head, hidden_RD: Tensor, target_R: Tensor, factor_R: Tensor) -> Tensor:
     """Σ_r factor_r · −log softmax(head(hidden_r))[target_r], with at most `LOGITS` logits at a time.
 
@@ -163,8 +169,7 @@ def _forward_by_parts(self: Any, *args: Any, score: Score | None = None, **input
         with _stepped_over(self.base_model, replace(output, last_hidden_state=hidden_RD[None])):
             return cast(Tensor, plain(self, use_cache=False, return_dict=True).logits[0])
 
-    weights = [getattr(self.get_submodule(path), name) for path, name in self._drift_head]
-    return score(Head(logits, _vocab(self), weights), output.last_hidden_state)
+    return score(Head(logits, _vocab(self), head_weights(self)), output.last_hidden_state)
 
 
 def _forward_whole(self: Any, *args: Any, score: Score | None = None, **inputs: Any) -> Any:

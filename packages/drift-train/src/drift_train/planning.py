@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from drift_train.data import WeightedDataModule
-from drift_train.flops import PEAK_FLOPS, flops_per_token, multiplying, peak_flops
+from drift_train.flops import PEAK_FLOPS, multiplying, peak_flops
 from drift_train.layout import Bin, deal
 from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
 from drift_train.module import WeightedSFT
@@ -97,10 +97,7 @@ def plan_run(
 ) -> RunPlan:
     """What a fit would take: the policy is built without memory, the rows are read, nothing is written.
 
-    FLOPs are tokens · (4·N + 2·trained), shared tokens once; that is 6·N for a full fine-tuning: forward 2,
-    gradients of activations 2, of weights 2; + 2·N under gradient checkpointing. N leaves an input
-    embedding out that is no output head as well: it is looked up, not multiplied. Attention scores are
-    left out.
+    FLOPs are those of `drift_train.flops.Multiplied`, with shared tokens once.
 
     Args:
         module: its settings name the policy: a folder with a config.json is enough.
@@ -125,8 +122,9 @@ def plan_run(
     layout = _layout(data, devices, max_steps)
     steps = _steps(data, layout, devices, max_steps)
     checkpointing = bool(module.hparams["gradient_checkpointing"])
-    a_token = flops_per_token(*multiplying(policy), checkpointing=checkpointing)
-    flops = steps.tokens * (1 - steps.saved) * a_token
+    flops = multiplying(policy).flops(
+        steps.tokens * (1 - steps.saved), steps.tokens * steps.supervised, checkpointing=checkpointing
+    )
     rate = None if flops_per_second is None else devices * flops_per_second * utilisation
     return RunPlan(
         model=module.hparams["model"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from time import monotonic
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from drift_train.flops import flops_per_token, multiplying, peak_flops
+from drift_train.flops import Multiplied, multiplying, peak_flops
 from drift_train.layout import StepBatch
 from drift_train.module import WeightedSFT
 from drift_train.steps import TrainSteps
@@ -39,9 +40,10 @@ class StepMetrics(Callback):
     - `weight_mass`: Σw of all examples seen since step 0, by Σw of the training examples. It is 1 after an
       epoch and goes on above it; under `resample`, where each draw counts 1, an epoch makes it about 1.
     - `mfu`: share of the device's peak that the step's arithmetic comes to, where the peak is known
-      (`drift_train.flops`). Arithmetic is 6·N a token, those that rows share once, N the parameters
-      that multiply; a frozen one has no gradient of its own and counts 4. Attention's products of pairs
-      and what gradient checkpointing computes again are left out.
+      (`drift_train.flops`). Arithmetic is 6·P·U + 6·V·H·R: P parameters of the body and U tokens computed,
+      those that rows share once; V·H parameters of the head and R tokens with loss. A frozen parameter
+      has no gradient of its own and counts 4. Attention's products of pairs and what gradient
+      checkpointing computes again are left out.
 
     `tokens` and `weight_mass` are functions of the step, so that a resumed run goes on where it was; they
     are left out of a fit whose steps come from elsewhere than a WeightedDataModule. In the list of
@@ -51,14 +53,14 @@ class StepMetrics(Callback):
     def __init__(self) -> None:
         self._seen: _Seen | None = None
         self._since = 0.0
-        self._flops_per_token = 0.0
+        self._multiplied: Multiplied | None = None
         self._peak: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what a token costs, and start the clock."""
+        """Count what is multiplied, and start the clock."""
         steps = trainer.train_dataloader
         self._seen = _Seen(steps) if isinstance(steps, TrainSteps) else None
-        self._flops_per_token = _cost_of_a_token(trainer, cast(WeightedSFT, pl_module))
+        self._multiplied = _multiplied(trainer, cast(WeightedSFT, pl_module))
         self._peak = peak_flops(pl_module.device)
         self._since = monotonic()
 
@@ -72,13 +74,14 @@ class StepMetrics(Callback):
         """Log the step's figures."""
         sums = trainer.strategy.reduce(_sums(batch), reduce_op="sum")
         # Reading them waits for the device, so the clock has to be read after.
-        tokens, computed, weight, squares = cast(Tensor, sums).tolist()
+        tokens, computed, supervised, weight, squares = cast(Tensor, sums).tolist()
         now = monotonic()
         seconds = max(now - self._since, 1e-9)
         self._since = now
         figures = {"tokens_per_s": tokens / seconds, "batch_ess": weight**2 / squares if squares else 0.0}
-        if self._peak is not None:
-            figures["mfu"] = self._flops_per_token * computed / (seconds * self._peak * trainer.world_size)
+        if self._peak is not None and self._multiplied is not None:
+            flops = self._multiplied.flops(computed, supervised)
+            figures["mfu"] = flops / (seconds * self._peak * trainer.world_size)
         if self._seen is not None:
             figures |= self._seen.until(trainer.global_step)
         # Lightning would round plain numbers to float32, too coarse for a count of tokens.
@@ -234,27 +237,30 @@ class _Pace:
 
 
 def _sums(batch: StepBatch) -> Tensor:
-    """Tokens, those computed, Σw and Σw² of this rank's share, shape [4]."""
+    """Tokens, those computed, those with loss, Σw and Σw² of this rank's share, shape [5]."""
     device = batch.micro_batches[0].weight.device
     # Apple's devices know no float64.
     kind = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.zeros(4, dtype=kind, device=device)
+    total = torch.zeros(5, dtype=kind, device=device)
     for micro in batch.micro_batches:
         if not micro.idle:
             weight_B = micro.weight.to(kind)
-            tokens = torch.tensor([micro.tokens, micro.computed], dtype=kind, device=device)
+            counts = [micro.tokens, micro.computed, len(micro.target_R)]
+            tokens = torch.tensor(counts, dtype=kind, device=device)
             total += torch.cat([tokens, torch.stack([weight_B.sum(), (weight_B**2).sum()])])
     return total
 
 
-def _cost_of_a_token(trainer: Trainer, module: WeightedSFT) -> float:
-    """FLOPs, over all ranks."""
+def _multiplied(trainer: Trainer, module: WeightedSFT) -> Multiplied:
+    """What all ranks multiply with together."""
     policy: Any = module.policy
-    counts = torch.tensor(multiplying(policy), dtype=torch.float64)
-    if isinstance(policy, FullyShardedDataParallel):
-        # Its parameters are this rank's shards; every rank has to ask.
-        counts = cast(Tensor, trainer.strategy.reduce(counts.to(module.device), reduce_op="sum"))
-    return flops_per_token(*counts.tolist())
+    counts = multiplying(policy)
+    if not isinstance(policy, FullyShardedDataParallel):
+        return counts
+    # Its parameters are this rank's shards; every rank has to ask.
+    own = torch.tensor(list(asdict(counts).values()), dtype=torch.float64, device=module.device)
+    whole = cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum"))
+    return Multiplied(**dict(zip(asdict(counts), whole.tolist(), strict=True)))
 
 
 def _short(number: float) -> str:
