@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM
 
 from drift_train import WeightedDataModule, WeightedSFT
-from drift_train.state import plain_name
+from drift_train.state_tensors import plain_name
 from train.weighted_rows import exact_norms, grouped_rows, weighted_table
 
 

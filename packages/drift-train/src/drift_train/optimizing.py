@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from drift_train.state import plain_name
+from drift_train.state_tensors import plain_name
 
 Schedule = Literal[
     "constant_with_warmup",

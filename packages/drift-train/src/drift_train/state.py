@@ -25,17 +25,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
+from drift_train.state_tensors import named_tensors, set_tensors, tensors_to_load
 from drift_weights.folder import write_json
 
 FORMAT = 1
@@ -44,8 +38,6 @@ TRAINER = "trainer.pt"
 STEP_FOLDER = re.compile(r"step-(\d+)(?:-v\d+)?")
 _FILE_BYTES = 2 << 30
 """Tensors of one shard file, about: the writer holds a file twice in memory."""
-_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
-_MODEL, _OPTIMIZER = "model.", "optimizer."
 
 T = TypeVar("T")
 
@@ -94,7 +86,7 @@ def write_state(
     """
     scratch = folder.with_name(f".{folder.name}.writing")
     together(lambda: _begin(folder, scratch), only_first=True)
-    tensors, groups = _tensors(model, optimizers)
+    tensors, groups = named_tensors(model, optimizers)
     with _quiet():
         writer = HuggingFaceStorageWriter(
             str(scratch), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
@@ -150,30 +142,12 @@ def load_tensors(state: State, model: nn.Module, optimizers: list[Optimizer]) ->
     Raises:
         ValueError: the state is of another model.
     """
-    tensors, _ = _tensors(model, optimizers)
-    unmoved = _check_shapes(state, tensors)
-    tensors = {name: t for name, t in tensors.items() if _moved(name) not in unmoved}
+    tensors, _ = named_tensors(model, optimizers)
+    wanted, unmoved = tensors_to_load(state.folder, _saved_shapes(state.folder), tensors)
     with _quiet():
         reader = HuggingFaceStorageReader(str(state.folder))
-        load(tensors, storage_reader=reader, no_dist=not _distributed())
-    weights: dict[str, Any] = {
-        name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)
-    }
-    # Tied parameters are stored once.
-    set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
-    for optimizer in optimizers:
-        found: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
-        for parameter, moments in found["state"].items():
-            for name in moments if parameter not in unmoved else ():
-                moments[name] = tensors[f"{_OPTIMIZER}{parameter}.{name}"]
-        # The kernel that steps is a matter of the run that goes on; its moments are the other's.
-        kernel = {"fused": found["param_groups"][0].get("fused")}
-        found["param_groups"] = [group | kernel for group in _tuples(state.manifest["param_groups"])]
-        set_optimizer_state_dict(model, optimizer, found)
-        for name, parameter in model.named_parameters():
-            if plain_name(name) in unmoved:
-                # Their first gradient starts their moments, as it would have in the run that was saved.
-                optimizer.state.pop(parameter, None)
+        load(wanted, storage_reader=reader, no_dist=not _distributed())
+    set_tensors(model, optimizers, wanted, state.manifest["param_groups"], unmoved)
 
 
 def load_trainer(state: State) -> dict[str, Any]:
@@ -242,36 +216,6 @@ def together(work: Callable[[], T], *, only_first: bool = False) -> list[T]:
             fallback = ValueError if problem[0] == "ValueError" else OSError
             raise kind.get(problem[0], fallback)(f"rank {rank}: {problem[1]}" if rank else problem[1])
     return [part for part, _ in gathered]
-
-
-def tied_names(model: nn.Module) -> set[str]:
-    """Names of parameters that are stored under another name already."""
-    seen: set[int] = set()
-    tied = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in seen:
-            tied.add(plain_name(name))
-        seen.add(id(parameter))
-    return tied
-
-
-def _tensors(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], list[Any]]:
-    """All tensors of a run by their parameters' names, and the optimizer's settings."""
-    if len(optimizers) > 1:
-        raise ValueError(f"a run has one optimizer, not {len(optimizers)}")
-    tied = tied_names(model)
-    # Adapters go without what they belong to.
-    left_out = getattr(model, "hparams", {}).get("lora") is not None
-    state = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=left_out))
-    tensors: dict[str, Any] = {_MODEL + name: t for name, t in state.items() if name not in tied}
-    groups: list[Any] = []
-    for optimizer in optimizers:
-        found: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
-        groups = found["param_groups"]
-        for parameter, moments in found["state"].items():
-            for name, tensor in moments.items():
-                tensors[f"{_OPTIMIZER}{parameter}.{name}"] = tensor
-    return tensors, groups
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -343,35 +287,13 @@ def _check_each(state: State, names: list[str]) -> None:
             raise ValueError(f"{path} is not the file that was saved: its sha256 is not the manifest's")
 
 
-def _moved(name: str) -> str | None:
-    """The parameter that a moment belongs to."""
-    return name.removeprefix(_OPTIMIZER).rpartition(".")[0] if name.startswith(_OPTIMIZER) else None
-
-
-def _check_shapes(state: State, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Refuse another model's state; returns the parameters that had had no gradient when it was saved."""
-    reader = HuggingFaceStorageReader(str(state.folder))
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
-        found = reader.read_metadata().state_dict_metadata
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except SafetensorError as error:
-        shards = ", ".join(sorted(path.name for path in state.folder.glob("*.safetensors")))
-        raise ValueError(f"{state.folder}: one of {shards} is no safetensors file: {error}") from error
-    saved = {n: tuple(m.size) for n, m in found.items() if isinstance(m, TensorStorageMetadata)}
-    moved = {_moved(name) for name in saved} - {None}
-    # A state of weights alone has no moments at all, and is none to go on from.
-    unmoved = {name for name in map(_moved, tensors) if name is not None and moved and name not in moved}
-    lacking = sorted(name for name in tensors.keys() - saved.keys() if _moved(name) not in unmoved)
-    if lacking:
-        raise ValueError(
-            f"{state.folder} is of another model: it lacks {lacking[0]} and {len(lacking) - 1} more"
-        )
-    other = next((n for n, t in tensors.items() if n in saved and tuple(t.shape) != saved[n]), None)
-    if other is not None:
-        raise ValueError(
-            f"{state.folder} is of another model: {other} has shape {saved[other]}, "
-            f"this one {tuple(tensors[other].shape)}"
-        )
-    return unmoved
+        shards = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+        raise ValueError(f"{folder}: one of {shards} is no safetensors file: {error}") from error
+    return {n: tuple(m.size) for n, m in found.items() if isinstance(m, TensorStorageMetadata)}
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -385,21 +307,6 @@ def _steps(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
         match = STEP_FOLDER.fullmatch(sub.name)
         if match:
             yield sub, match
-
-
-def _tuples(groups: list[Any]) -> list[Any]:
-    """JSON knows no tuples; AdamW compares betas as one."""
-    return [
-        {name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in group.items()}
-        for group in groups
-    ]
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what wrappers put into it."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
 
 
 def _shards_of(rank: int) -> str:
