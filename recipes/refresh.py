@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from drift_train import newest, read_state
-from drift_weights.cli import option_words, refuse
+from drift_weights.command_line import option_words, refuse
 from drift_weights.folder import file_sha256, write_json
 
 PLAN = "refresh.json"

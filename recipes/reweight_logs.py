@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from drift_weights import WeightConfig, to_table, weighted_turns, write_folder
-from drift_weights.cli import refuse
+from drift_weights.command_line import refuse
 from drift_weights.files import read_rows
 from drift_weights.folder import file_sha256, refuse_existing
 from drift_weights.inspection import inspect_ledger

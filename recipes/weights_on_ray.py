@@ -35,7 +35,7 @@ from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 
 from drift_weights import Columns, WeightConfig, trajectory_return
-from drift_weights.cli import option_words, refuse, settings
+from drift_weights.command_line import option_words, refuse, settings
 from drift_weights.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, open_parquet
 from drift_weights.folder import file_sha256, is_folder, refuse_replacing, swap_folder, write_json
 from drift_weights.group_numbers import GroupNumbers

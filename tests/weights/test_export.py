@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_weights import to_table, weighted_turns, write_folder
-from drift_weights.cli import export, resample
+from drift_weights.commands import export, resample
 from drift_weights.export import ExportForm, export_file
 from drift_weights.schema import WEIGHTED
 from rows import trajectory

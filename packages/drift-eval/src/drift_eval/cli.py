@@ -31,7 +31,7 @@ from drift_rollout.protocol import FEEDBACK
 from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
 from drift_rollout.shorthand import named_words
 from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
-from drift_weights.cli import option_words, refuse
+from drift_weights.command_line import option_words, refuse
 from drift_weights.folder import refuse_existing
 from drift_weights.schema import TRAJECTORIES
 from drift_weights.types import Malformed

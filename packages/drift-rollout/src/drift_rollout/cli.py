@@ -48,7 +48,7 @@ from drift_rollout.sampler import RolloutConfig
 from drift_rollout.shorthand import named_words
 from drift_rollout.stored_log import open_log
 from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
-from drift_weights.cli import option_words, refuse
+from drift_weights.command_line import option_words, refuse
 
 _FLAGS = {"dry_run", "check_gold", "partial", "overwrite"}
 

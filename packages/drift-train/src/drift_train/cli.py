@@ -27,7 +27,7 @@ from drift_train.progress import StepMetrics, StepProgressBar
 from drift_train.pushing import prepare_push, print_push, push
 from drift_train.state import newest, read_state
 from drift_train.strategies import strategy_named
-from drift_weights.cli import ask, option_words, refuse
+from drift_weights.command_line import ask, option_words, refuse
 
 COMMANDS = {
     "fit": "train a policy on weighted turns",
