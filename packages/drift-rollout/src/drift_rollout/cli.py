@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,6 @@ from drift_rollout.engines.opening import (
     open_engine,
     tokenizer_at_hand,
 )
-from drift_rollout.finished import Finished
 from drift_rollout.journal import JournalReader
 from drift_rollout.judging import closing_verifier
 from drift_rollout.overlap import OnOverlap, without_overlap
@@ -35,15 +33,16 @@ from drift_rollout.plan import (
     print_plan,
 )
 from drift_rollout.problem_sources import SourceName, row_format
-from drift_rollout.problems import OnMistake, fewer, load_problems
-from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings, recent_rate
+from drift_rollout.problems import OnMistake, ProblemSet, fewer, load_problems
+from drift_rollout.progress import duration, findings, print_findings, recent_rate
 from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import Protocol
 from drift_rollout.reverify import check_reverify, grammar_note, old_verifier
 from drift_rollout.reverify import reverify as reverify_log
 from drift_rollout.reverify_report import print_changes
-from drift_rollout.run import JOURNAL, check_run, filled_journal, origin_of, rollout
+from drift_rollout.run import JOURNAL, check_run, origin_of
 from drift_rollout.run import export as export_folder
+from drift_rollout.sample_command import Job, print_sampled, sample_all, sample_pilot
 from drift_rollout.sampler import RolloutConfig
 from drift_rollout.shorthand import named_words
 from drift_rollout.stored_log import open_log
@@ -161,10 +160,7 @@ def sample(
         if overlap_with is not None:
             asked = overlap_question or row_format(source, question=question).question
             found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
-        for note in found.notes:
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-        if limit is not None:
-            found = fewer(found, limit)
+        found = _taken(console, found, limit)
         if check_gold:
             print_golds(console, found, judge)
             return
@@ -175,35 +171,21 @@ def sample(
             tokenizer = tokenizer_at_hand(stand_in or model, None if stand_in else revision)
             print_first_prompt(console, found.problems[0], tokenizer, config)
             return
-        about: dict[str, Any] = {
-            "about": {"prompt": asdict(template)},
-            "origin": origin_of(model, revision, found.origin, engine_facts(engine)),
-        }
+        job = Job(
+            problems=found,
+            verifier=judge,
+            config=config,
+            out=out,
+            about={"prompt": asdict(template)},
+            origin=origin_of(model, revision, found.origin, engine_facts(engine)),
+        )
         with early_end(), closing(open_engine(engine, model, revision=revision)) as opened:
             print_notes(console, opened.tokenizer, config)
             if pilot is not None:
-                chosen = fewer(found, pilot)
-                with LiveBar(console, samples * len(chosen.problems), "pilot") as bar:
-                    sampled = filled_journal(
-                        chosen, opened, judge, config, out, on_finished=bar.add, part_of=found, **about
-                    )
-                    with sampled as journal:
-                        wanted = {problem.prompt_id for problem in chosen.problems}
-                        rows = [row for row in journal.finished() if row.prompt_id in wanted]
-                _print_pilot(console, rows, config.samples, len(found.problems), bar, price)
+                sample_pilot(console, job, opened, pilot, price)
                 return
-            with LiveBar(console, samples * len(found.problems)) as bar:
-                folder = rollout(found, opened, judge, config, out, on_finished=bar.add, **about)
-    with JournalReader(out / JOURNAL) as journal:
-        wanted = {problem.prompt_id for problem in found.problems}
-        rows = [row for row in journal.finished() if row.prompt_id in wanted]
-    print_findings(console, findings(rows, samples), samples, [])
-    if bar.unscored:
-        console.print(
-            f"{bar.unscored} dialogues ended unscored; run again to verify or sample them again",
-            highlight=False,
-        )
-    console.print(f"wrote {folder}; next: drift-weights inspect {folder}", highlight=False, soft_wrap=True)
+            folder, unscored = sample_all(console, job, opened)
+    print_sampled(console, job, folder, unscored)
 
 
 def status(out: Path) -> None:
@@ -307,33 +289,8 @@ def reverify(
     console.print(f"wrote {new}; next: drift-weights inspect {new}", highlight=False, soft_wrap=True)
 
 
-def _print_pilot(
-    console: Console,
-    rows: Sequence[Finished],
-    samples: int,
-    problems: int,
-    bar: LiveBar,
-    price: float | None,
-) -> None:
-    """What a pilot found, and what the whole plan would take at its rate."""
-    found = findings(rows, samples)
-    groups = len({row.group for row in rows})
-    pilot = [("pilot", f"{groups:,} problems, {found.trajectories:,} trajectories")]
-    projection = _projection(found, samples * problems, bar, price)
-    print_findings(console, found, samples, [*pilot, *projection])
-    console.print("next: the same command without --pilot goes on from here", highlight=False)
-
-
-def _projection(
-    found: Findings, total: int, bar: LiveBar, price: float | None
-) -> Iterator[tuple[str, str]]:
-    if not found.trajectories:
-        return
-    tokens = found.tokens * total / found.trajectories
-    yield "whole plan", f"{total:,} trajectories, about {tokens:,.0f} sampled tokens"
-    if not bar.fresh:
-        yield "", "nothing was sampled just now, so its time is unknown"
-        return
-    seconds = bar.seconds * total / bar.fresh
-    cost = "" if price is None else f", {seconds / 3600 * price:,.2f} at {price:g} an hour"
-    yield "", f"about {duration(seconds)} at the pilot's rate{cost}"
+def _taken(console: Console, found: ProblemSet, limit: int | None) -> ProblemSet:
+    """Say what was left out of the problems, and take so many of the rest."""
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return found if limit is None else fewer(found, limit)
