@@ -156,6 +156,17 @@ def test_mistakes_are_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("group", "name"), [("verifier", "math"), ("engine", "vllm")])
+def test_a_name_alone_in_a_file_is_told_what_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], group: str, name: str
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"problems: p.csv\nmodel: model\nout: out\n{group}: {name}\n")
+    said = refused(["run", "--config", str(config)], capsys)
+    assert f"write {group}: {{name: {name}}} or the path" in said
+    assert said.count("\n") == 1
+
+
 def test_a_size_counts_in_comparisons_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     main(["score", str(folder(tmp_path / "in")), "--size", "8", "--out", str(out)])

@@ -173,6 +173,43 @@ def test_without_torch_it_says_what_to_install(
 
 
 @pytest.mark.parametrize(
+    ("command", "group", "name"),
+    [
+        ("sample", "verifier", "math"),
+        ("sample", "verifier", "package.module.Class"),
+        ("sample", "engine", "vllm"),
+        ("reverify", "verifier", "math"),
+    ],
+)
+def test_a_name_alone_in_a_file_is_told_what_to_write(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, group: str, name: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    paths = {"sample": ["problems", "model", "out"], "reverify": ["old", "new"]}[command]
+    config.write_text("".join(f"{path}: {problems}\n" for path in paths) + f"{group}: {name}\n")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--config", str(config)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: in a file {group} is a group of options: write {group}: {{name: {name}}} or the path of a "
+        f"YAML file with such options, not {group}: {name}\n"
+    )
+
+
+def test_the_options_of_a_verifier_may_stand_in_a_file_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "problems.csv").write_text("problem,answer\na?,B\n")
+    (tmp_path / "verifier.yaml").write_text("name: choice\n")
+    (tmp_path / "config.yaml").write_text(
+        f"problems: {tmp_path / 'problems.csv'}\nmodel: no/such-model\nout: out\ncheck_gold: true\n"
+        f"verifier: {tmp_path / 'verifier.yaml'}\n"
+    )
+    main(["sample", "--config", str(tmp_path / "config.yaml")])
+    assert capsys.readouterr().out == "1 problems; every gold passes choice/2\n"
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         (["--prompt", "mine"], "'mine' is no template"),
