@@ -273,6 +273,28 @@ def test_run_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "out/accuracy.png").is_file()
 
 
+def test_check_gold_lists_what_fails_and_runs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("no engine is opened")
+
+    monkeypatch.setattr("drift_eval.cli.open_engine", never)
+    file, out = tmp_path / "problems.csv", tmp_path / "out"
+    file.write_text("problem,answer\na?,B\nb?,7\nc?,K\n")
+    arguments = ["run", str(file), "model", str(out), "--check-gold", "--verifier", "choice"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.out.splitlines()] == [f"{file}, row {n}" for n in (1, 2)]
+    assert said.err.startswith("error: 2 of 3 golds fail choice/2")
+    file.write_text("problem,answer\na?,B\n")
+    main(arguments)
+    assert capsys.readouterr().out == "1 problems; every gold passes choice/2\n"
+    assert not out.exists()
+
+
 def test_a_dead_engine_ends_an_evaluation_that_then_goes_on(
     sevens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from drift_rollout.ending import early_end
 from drift_rollout.engines.opening import EngineOptions, engine_facts, open_engine
 from drift_rollout.finished import Finished
 from drift_rollout.judging import closing_verifier
+from drift_rollout.plan import print_golds
 from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import FEEDBACK
@@ -36,11 +37,13 @@ from drift_weights.folder import refuse_existing
 from drift_weights.schema import TRAJECTORIES
 from drift_weights.types import Malformed
 
+_FLAGS = {"overwrite", "check_gold"}
+
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of drift-eval; a user's mistake is one line and exit code 2, a verifier that raised 1."""
     try:
-        words = named_words(option_words(sys.argv[1:] if args is None else args, flags={"overwrite"}))
+        words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(spelled_out(error))
@@ -96,6 +99,7 @@ def run(
     feedback: str = FEEDBACK,
     revision: str | None = None,
     engine: EngineOptions = EngineOptions(),
+    check_gold: bool = False,
 ) -> None:
     """Evaluate a model greedily on a file of problems, and score it; a killed run goes on where it was.
 
@@ -114,6 +118,7 @@ def run(
         feedback: f, the user message after a wrong answer.
         revision: a commit, tag or branch of a Hub id.
         engine: which engine answers, by name or import path, and its settings.
+        check_gold: list the golds that fail their own verifier, and load no model.
     """
     template = choose_template(prompt)
     config = greedy(max_turns=max_turns, max_new_tokens=max_new_tokens, feedback=feedback)
@@ -121,6 +126,9 @@ def run(
     with ExitStack() as stack:
         judge = stack.enter_context(closing_verifier(open_verifier(verifier)))
         found = load_problems(problems, template, question=question, answer=answer, max_turns=max_turns)
+        if check_gold:
+            print_golds(Console(), found, judge)
+            return
         _refuse_scores(out)
         check_grammar(template, judge)
         check_run(found, judge, config, out)
