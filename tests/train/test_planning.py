@@ -20,11 +20,13 @@ from drift_train import (
     WeightedDataModule,
     WeightedSFT,
     encode,
+    head,
     memory,
     planning,
     step_batch,
 )
 from drift_train.planning import RunPlan, plan_run, print_plan
+from drift_train.precision import GradientSums
 from tiny import tiny_model
 from train.weighted_rows import FAMILIES, random_rows, weighted_table
 
@@ -89,7 +91,9 @@ def test_states_lie_whole_or_in_equal_shards_or_on_the_host(llama: str) -> None:
     assert states("fsdp2", 4) == states("fsdp", 4) == (n, n, 2 * n, 0)
     assert states("fsdp2", 4, cpu_offload=True) == (0, 0, 0, 4 * n)
     assert states("single", 1, precision="bf16-mixed") == (4 * n, 4 * n, 8 * n, 0)
-    assert states("single", 1, module={"dtype": "bfloat16"}) == (2 * n, 2 * n, 4 * n, 0)
+    assert states("single", 1, module={"dtype": "bfloat16"}) == (2 * n, 4 * n, 4 * n, 0)
+    one = {"micro_tokens": 10**6}
+    assert states("single", 1, module={"dtype": "bfloat16"}, data=one) == (2 * n, 2 * n, 4 * n, 0)
 
 
 def test_working_copies_by_hand(llama: str) -> None:
@@ -179,7 +183,7 @@ def taken(module: WeightedSFT, micro: MicroBatch, context: AbstractContextManage
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    begun = sum(parameter.nbytes for parameter in module.parameters())
+    begun = sum(p.nbytes + (0 if p.grad is None else p.grad.nbytes) for p in module.parameters())
     with profile(profile_memory=True) as watched, context:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = module.micro_loss(micro, 8)
@@ -204,10 +208,62 @@ def test_activations_are_about_what_a_forward_keeps(tmp_path: Path, family: str,
     examples = encode(table, vocab_size=VOCAB).examples
     (micro,) = step_batch(examples, np.ones(8), np.arange(8), micro_tokens=10**6).micro_batches
     context = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-    kept, peak = taken(WeightedSFT.from_model(model, 1e-3), micro, context)
+    module = WeightedSFT.from_model(model, 1e-3)
+    with context:
+        # So that there are gradients, as in all but the first micro-batch of a step.
+        module.micro_loss(micro, 8)[0].backward()
+    kept, peak = taken(module, micro, context)
     assert memory.activations == pytest.approx(kept, rel=0.1)
     # No optimizer yet.
     assert memory.device - memory.moments == pytest.approx(peak, rel=0.15)
+
+
+KINDS = {"float32": "32-true", "bf16-mixed": "bf16-mixed", "bfloat16": "32-true"}
+
+
+@pytest.mark.parametrize(("vocab", "layers", "tokens"), [(4000, 4, 900), (20_000, 2, 400)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_peak_of_a_second_micro_batch(
+    tmp_path: Path,
+    kind: str,
+    tied: bool,
+    checkpointing: bool,
+    vocab: int,
+    layers: int,
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When there are gradients already; the blocks hold most, or the head. The loss comes in pieces."""
+    monkeypatch.setattr(head, "LOGITS", 40 * vocab)
+    monkeypatch.setattr(memory, "LOGITS", 40 * vocab)
+    dtype = "bfloat16" if kind == "bfloat16" else "float32"
+    shape = {**WIDE, "num_hidden_layers": layers, "tie_word_embeddings": tied}
+    model = tiny_model("qwen2", vocab=vocab, **shape).train()
+    table = weighted_table(random_rows(16, vocab=vocab, longest=60))
+    examples = encode(table, vocab_size=vocab).examples
+    batches = step_batch(examples, np.ones(16), np.arange(16), micro_tokens=tokens).micro_batches
+    assert len(batches) > 1
+    plan = plan_of(
+        shape_only(tmp_path, model),
+        table=table,
+        precision=KINDS[kind],
+        data={"micro_tokens": tokens, "batch_size": 16},
+        module={"dtype": dtype, "gradient_checkpointing": checkpointing},
+        max_steps=1,
+    )
+    module = WeightedSFT.from_model(
+        model.to(getattr(torch, dtype)), 1e-3, gradient_checkpointing=checkpointing
+    )
+    sums = GradientSums(module.parameters())
+    context = torch.autocast("cpu", torch.bfloat16) if kind == "bf16-mixed" else nullcontext()
+    with context:
+        module.micro_loss(batches[1], 16)[0].backward()
+    sums.take()
+    summed = sum(sum_.nbytes for sum_ in sums._sums.values() if sum_ is not None)
+    _, peak = taken(module, batches[0], context)
+    assert plan.memory.device - plan.memory.moments == pytest.approx(summed + peak, rel=0.15)
 
 
 def test_capped_scores_are_all_there(tmp_path: Path) -> None:
@@ -249,9 +305,11 @@ def test_checkpointing_keeps_one_state_a_block_and_costs_a_forward(tmp_path: Pat
     examples = encode(TABLE, vocab_size=VOCAB).examples
     rows = BatchPlan(examples, batch_size=8, seed=0).step(0)
     states = sum(len(examples[i].input_ids) for i in rows) * 12 * 4 * 32
-    assert saving.memory.activations == states + plain.memory.activations / 12
-    head = 6 * VOCAB * 32 * plain.steps.supervised * plain.steps.tokens
-    assert (saving.flops - head) / (plain.flops - head) == pytest.approx(8 / 6), "not of the head"
+    assert saving.memory.activations == states
+    tokens = states / (12 * 4 * 32)
+    assert saving.memory.again == plain.memory.activations / 12 + tokens * 2 * 4 * 64
+    of_head = 6 * VOCAB * 32 * plain.steps.supervised * plain.steps.tokens
+    assert (saving.flops - of_head) / (plain.flops - of_head) == pytest.approx(8 / 6), "not of the head"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -259,10 +317,10 @@ def test_flops_and_time_by_hand(tmp_path: Path, tied: bool) -> None:
     model = tiny_model(vocab=VOCAB, tie_word_embeddings=tied)
     folder = shape_only(tmp_path, model)
     plan = plan_of(folder, devices=3, flops_per_second=1e9, utilisation=0.25)
-    head = VOCAB * 32
-    body = numbers(model) - head * (1 if tied else 2)
+    of_head = VOCAB * 32
+    body = numbers(model) - of_head * (1 if tied else 2)
     supervised = plan.steps.supervised * plan.steps.tokens
-    assert plan.flops == pytest.approx(6 * (body * plan.steps.tokens + head * supervised))
+    assert plan.flops == pytest.approx(6 * (body * plan.steps.tokens + of_head * supervised))
     assert plan.seconds == pytest.approx(plan.flops / (3 * 1e9 * 0.25))
     assert plan_of(folder).seconds is None
 

@@ -141,6 +141,7 @@ def plan_run(
             precision=precision,
             cpu_offload=cpu_offload,
             checkpointing=checkpointing,
+            several=steps.micro_batches[-1] > 1,
         ),
         steps=steps,
         flops=flops,
@@ -315,7 +316,10 @@ def _memory_lines(memory: MemoryPlan) -> Iterator[tuple[str, str]]:
     yield "  AdamW's moments", decimal(memory.moments)
     yield "  working copies", f"about {decimal(memory.working)}"
     yield "  activations", f"about {decimal(memory.activations)}, largest micro-batch"
+    if memory.again:
+        yield "  a block, again", f"about {decimal(memory.again)}; or the next two, if they are more"
     yield "  logits", f"about {decimal(memory.logits)}, a piece of the loss, gradients included"
+    yield "  head's gradient", f"about {decimal(memory.head)}, summed over the pieces"
     if memory.host:
         yield "memory of the host", f"{decimal(memory.host)} a device"
 
