@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -29,6 +30,8 @@ _SLIDES_BY_MASK = {"qwen2_moe"}
 """Model types whose layers slide by their mask alone; a packed row has none."""
 _LAYERS = {"full_attention", "sliding_attention"}
 _HALF = (torch.float16, torch.bfloat16)
+_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether it takes fewer heads of keys than of queries; torch 2.11's does not."""
 
 
 class Segment(NamedTuple):
@@ -51,6 +54,19 @@ class Segment(NamedTuple):
         return self.prefix_end - self.prefix_start
 
 
+class Lengths(NamedTuple):
+    """The segments of a packed row as FlashAttention is told them, on its device."""
+
+    start_q: Tensor
+    """Where the queries of each segment start, and the end of the last, in int32."""
+    start_k: Tensor
+    """The same of what each segment sees, its prefix and itself."""
+    longest_q: int
+    longest_k: int
+    order: Tensor | None
+    """Which tokens the keys are, one segment's after the other's; None where they are all, in order."""
+
+
 class Segments:
     """The segments of a packed row, in order and without gaps.
 
@@ -60,7 +76,7 @@ class Segments:
     def __init__(self, parts: Sequence[Segment]) -> None:
         self.parts = tuple(parts)
         self._masks: dict[tuple[Any, ...], Tensor] = {}
-        self._places: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._lengths: dict[torch.device, Lengths] = {}
 
     def mask(self, part: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """What a segment sees of its prefix and itself, [length, prefix + length]; None if causal."""
@@ -79,19 +95,34 @@ class Segments:
         """Drop the masks; they are made again when they are needed."""
         self._masks.clear()
 
-    def places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where queries and keys of each segment start, and which tokens the keys are (None: all)."""
-        if device not in self._places:
-            queries = [0, *accumulate(part.length for part in self.parts)]
-            keys = [0, *accumulate(part.prefix + part.length for part in self.parts)]
-            start_q, start_k = (torch.tensor(x, dtype=torch.int32, device=device) for x in (queries, keys))
-            order = None if keys == queries else torch.tensor(self._order(), device=device)
-            self._places[device] = start_q, start_k, order
-        return self._places[device]
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
+        """Itself; on a GPU with its lengths there already, so that no layer waits for them."""
+        if torch.device(device).type == "cuda":
+            found = self._lengths_on(torch.device(device), non_blocking)
+            self._lengths[found.start_q.device] = found
+        return self
 
-    def _order(self) -> list[int]:
-        runs = ((part.prefix_start, part.prefix_end, part.start, part.end) for part in self.parts)
-        return [i for a, b, c, d in runs for i in (*range(a, b), *range(c, d))]
+    def lengths(self, device: torch.device) -> Lengths:
+        """What a call with lengths is told."""
+        if device not in self._lengths:
+            self._lengths[device] = self._lengths_on(device, False)
+        return self._lengths[device]
+
+    def _lengths_on(self, device: torch.device, non_blocking: bool) -> Lengths:
+        queries = [part.length for part in self.parts]
+        keys = [part.prefix + part.length for part in self.parts]
+        start_q, start_k = (
+            torch.from_numpy(np.cumsum([0, *counts], dtype=np.int32)).to(device, non_blocking=non_blocking)
+            for counts in (queries, keys)
+        )
+        order = None if keys == queries else torch.from_numpy(self._order())
+        if order is not None:
+            order = order.to(device, non_blocking=non_blocking)
+        return Lengths(start_q, start_k, max(queries), max(keys), order)
+
+    def _order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        runs = [((p.prefix_start, p.prefix_end), (p.start, p.end)) for p in self.parts]
+        return np.concatenate([np.arange(*run, dtype=np.int64) for both in runs for run in both])
 
 
 def attend(
@@ -144,9 +175,10 @@ def attend(
     if _takes_lengths(query, dropout, softcap):
         return _by_lengths(query, key, value, segments, scaling, sliding_window), None
     outputs = []
-    for part in segments.parts:
+    queries = torch.split(query, [part.length for part in segments.parts], dim=2)
+    pairs = zip(_seen(key, segments.parts), _seen(value, segments.parts), strict=True)
+    for part, q, (k, v) in zip(segments.parts, queries, pairs, strict=True):
         seen = segments.mask(part, sliding_window, query.device)
-        q, k, v = query[:, :, part.start : part.end], _seen(key, part), _seen(value, part)
         if softcap is None:
             gqa = query.shape[1] != key.shape[1]
             outputs.append(
@@ -205,12 +237,17 @@ def why_not_packed(config: PretrainedConfig) -> str | None:
     return None
 
 
-def _seen(states: Tensor, part: Segment) -> Tensor:
-    """Keys or values that a segment sees."""
-    own = states[:, :, part.start : part.end]
-    if not part.prefix:
-        return own
-    return torch.cat([states[:, :, part.prefix_start : part.prefix_end], own], dim=2)
+def _seen(states: Tensor, parts: Sequence[Segment]) -> Iterator[Tensor]:
+    """Keys or values that each segment sees.
+
+    One split, and one slice for all that share it: the gradient of each slice is as large as the row.
+    """
+    shared: dict[tuple[int, int], Tensor] = {}
+    for part, own in zip(parts, torch.split(states, [part.length for part in parts], dim=2), strict=True):
+        run = part.prefix_start, part.prefix_end
+        if part.prefix and run not in shared:
+            shared[run] = states[:, :, slice(*run)]
+        yield torch.cat([shared[run], own], dim=2) if part.prefix else own
 
 
 def _capped(
@@ -227,34 +264,46 @@ def _capped(
 
 
 def _takes_lengths(query: Tensor, dropout: float, softcap: float | None) -> bool:
-    fits = query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+    size = query.shape[-1]
+    # Of 200 to 224, the backward is there on A100 and H100 alone.
+    fits = size % 8 == 0 and (size <= 192 or 224 < size <= 256)
     plain = dropout == 0 and softcap is None
-    # torch 2.11 had it without grouped heads.
-    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return query.is_cuda and query.dtype in _HALF and fits and plain and grouped
+    return query.is_cuda and query.dtype in _HALF and fits and plain and _has_flash(query.device)
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether torch has FlashAttention for a GPU: from Ampere on; a V100 or T4 goes segment by segment."""
+    built = torch.backends.cuda.is_flash_attention_available()
+    return built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _by_lengths(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
 ) -> Tensor:
-    start_q, start_k, order = segments.places(query.device)
+    lengths = segments.lengths(query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if order is not None:
-        k, v = k[order], v[order]
-    longest_q = max(part.length for part in segments.parts)
-    longest_k = max(part.prefix + part.length for part in segments.parts)
+    if lengths.order is not None:
+        # By way of float32, because the gradients of all samples add up in their prefix: half precision
+        # would round at each. Of index_select they are one index_add; indexing would sort in each layer.
+        precise = torch.promote_types(k.dtype, torch.float32)
+        k, v = (x.to(precise).index_select(0, lengths.order).to(x.dtype) for x in (k, v))
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and not _GROUPED:
+        k, v = (x[:, :, None].expand(-1, -1, groups, -1).flatten(1, 2) for x in (k, v))
+    grouped: dict[str, Any] = {"enable_gqa": groups > 1} if _GROUPED else {}
     # A window of no queries' own keys on the right is causal, counted from each segment's last token.
     output = varlen_attn(
         q,
         k,
         v,
-        start_q,
-        start_k,
-        longest_q,
-        longest_k,
+        lengths.start_q,
+        lengths.start_k,
+        lengths.longest_q,
+        lengths.longest_k,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(output, Tensor)
     return output[None]

@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 
 LOGITS = 2**24
 """Most logits that are there at a time."""
+LOGITS_ON_GPU = 2**27
+"""The same on a GPU: 0.5 GB in float32. Each piece passes over the head's whole gradient, and with fewer
+rows that takes longer than its arithmetic."""
 
 
 class Head(NamedTuple):
@@ -69,8 +72,13 @@ def head_weights(policy: nn.Module) -> list[nn.Parameter]:
     return [getattr(policy.get_submodule(path), name) for path, name in names]
 
 
+def logits_at_once(device: torch.device | str) -> int:
+    """Most logits that are there at a time, on a device."""
+    return LOGITS_ON_GPU if torch.device(device).type == "cuda" else LOGITS
+
+
 def weighted_head_nll(head: Head, hidden_RD: Tensor, target_R: Tensor, factor_R: Tensor) -> Tensor:
-    """Σ_r factor_r · −log softmax(head(hidden_r))[target_r], with at most `LOGITS` logits at a time.
+    """Σ_r factor_r · −log softmax(head(hidden_r))[target_r], a piece at a time (see `logits_at_once`).
 
     The gradient of each piece is computed with the piece, so that no logits stay and none is
     computed twice; backward multiplies by what comes in, once.
@@ -134,7 +142,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _pieces(head: Head, hidden_RD: Tensor, *others_R: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Runs of positions, as long as the size of the vocabulary allows."""
-    size = max(1, LOGITS // head.vocab)
+    size = max(1, logits_at_once(hidden_RD.device) // head.vocab)
     for at in range(0, len(hidden_RD), size):
         yield tuple(x[at : at + size] for x in (hidden_RD, *others_R))
 

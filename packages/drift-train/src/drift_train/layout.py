@@ -48,6 +48,8 @@ class MicroBatch:
         # Apple's devices know no float64.
         weight = self.weight.float() if torch.device(device).type == "mps" else self.weight
         names = ("input_ids", "position_ids", "source_R", "target_R", "example_R")
+        if self.segments is not None:
+            self.segments.to(device, non_blocking=non_blocking)
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
         return replace(self, weight=weight.to(device, non_blocking=non_blocking), **moved)
 

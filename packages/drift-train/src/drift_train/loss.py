@@ -63,7 +63,9 @@ def token_factors(
         raise ValueError(f"num_examples must be above 0, got {num_examples}")
     factor_N = weight_N / num_examples
     if reduction == "mean":
-        factor_N = factor_N / torch.bincount(example_T, minlength=len(factor_N)).clamp(min=1)
+        # bincount would have the host wait for a GPU, to learn how long its result is.
+        ones_T = torch.ones_like(example_T, dtype=factor_N.dtype)
+        factor_N = factor_N / torch.zeros_like(factor_N).index_add_(0, example_T, ones_T).clamp(min=1)
     return factor_N[example_T]
 
 
