@@ -44,6 +44,8 @@ class Result:
     distances: dict[str, float]
     """Of each contender's gradient from the formula's."""
     runs: dict[str, list[Run]]
+    failed: dict[str, str]
+    """Contenders that are left out, and why."""
 
     def seconds(self, name: str) -> float:
         """The median of the rounds."""
@@ -78,7 +80,7 @@ def show(console: Console, result: Result) -> None:
     for name in result.runs:
         table.add_row(name, *_cells(result, name))
     console.print(table)
-    if "authors" in result.runs:
+    if "authors" in result.runs and _peers(result):
         _show_wanted(console, result)
 
 
@@ -108,8 +110,8 @@ def _show_wanted(console: Console, result: Result) -> None:
 
 def wanted_rows(result: Result) -> Iterator[tuple[str, str, str, bool]]:
     """What, its limit, what was found, and whether that is met."""
-    peers = [name for name in result.runs if name.startswith("TRL")]
-    for ours in ("ours", "ours, shared"):
+    peers = _peers(result)
+    for ours in (name for name in ("ours", "ours, shared") if name in result.runs):
         own = result.seconds(ours)
         over_authors = result.seconds("authors") / own
         name = f"{ours}: speed ÷ authors"
@@ -121,3 +123,7 @@ def wanted_rows(result: Result) -> Iterator[tuple[str, str, str, bool]]:
         if result.rate is not None:
             share = result.size.limit(result.rate) / own
             yield f"{ours}: speed ÷ limit", f"≥ {OF_LIMIT:g}", f"{share:.2f}", share >= OF_LIMIT
+
+
+def _peers(result: Result) -> list[str]:
+    return [name for name in result.runs if name.startswith("TRL")]

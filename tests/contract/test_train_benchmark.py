@@ -23,6 +23,7 @@ sys.path.append(str(BENCHMARKS))
 data = importlib.import_module("train_data")
 peers = importlib.import_module("train_peers")
 report = importlib.import_module("train_report")
+batches = importlib.import_module("train_batches")
 policy = importlib.import_module("train_policy")
 # By its place: `train` is a package of tests.
 spec = importlib.util.spec_from_file_location("benchmark_of_training", BENCHMARKS / "train.py")
@@ -153,6 +154,7 @@ def result(**seconds: list[float]) -> Any:
         rate=None,
         distances=dict.fromkeys(runs, 0.0),
         runs=runs,
+        failed={},
     )
 
 
@@ -170,6 +172,53 @@ def test_what_was_wanted_is_held_against_the_best_peer() -> None:
     assert said["ours: speed ÷ best TRL"] == ("1.20", False)
     assert said["ours: peak ÷ leanest peer"] == ("1.00", True)
     assert said["ours, shared: speed ÷ best TRL"] == ("2.40", True)
+
+
+def test_what_fails_is_named_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(name: str, shape: str, device: str, steps: int, warm_up: int, gradient: Path) -> Any:
+        if name == "authors":
+            raise RuntimeError("authors ended with 1: no room")
+        torch.save(torch.full((3,), 2.0 if name == "TRL, padded" else 1.0), gradient)
+        return report.Run(wall=1.0, cpu=1.0, peak=10, first=1.0)
+
+    monkeypatch.setattr(train, "measure", measure)
+    names = ("ours", "TRL, padded", "authors", "TRL, by length")
+    found = train.compare("tiny", "cpu", names, rounds=2, steps=1, warm_up=0)
+    assert {name: len(runs) for name, runs in found.runs.items()} == {"ours": 2, "TRL, by length": 2}
+    assert found.failed["authors"] == "authors ended with 1: no room"
+    assert "the gradient of TRL, padded is 1.0e+00 off" in found.failed["TRL, padded"]
+    assert "left out: authors ended with 1: no room" in capsys.readouterr().err
+    report.show(report.Console(quiet=True), found)
+    monkeypatch.setattr(train, "LARGEST", {"cpu": -1.0})
+    with pytest.raises(ValueError, match="the gradient of ours is"):
+        train.compare("tiny", "cpu", names, rounds=1, steps=1, warm_up=0)
+
+
+@pytest.mark.parametrize("collate", [batches.padded, batches.end_to_end])
+def test_the_loss_that_trl_has_on_a_gpu_is_the_one_of_all_logits(collate: Any) -> None:
+    """Its fused head, padded and padding-free, where sdpa keeps rows apart by their positions."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    policy = data.model(TINY, "cpu")
+    add_fused_lm_head(policy)
+    rows = []
+    for row in data.rows(TINY).to_pylist()[:4]:
+        start, ids = row["response_spans"][-1]["start"], row["input_ids"]
+        labels = [-100] * start + ids[start:]
+        rows.append({"input_ids": ids, "labels": labels, "weight": row["weight"]})
+    found, batch = {}, collate(rows)
+    for name, loss in (
+        ("fused", batches.fused_head_loss(policy, batch)),
+        ("all", batches.full_logits_loss(policy, batch)),
+        ("apart", sum(batches.full_logits_loss(policy, batches.padded([row])) for row in rows)),
+    ):
+        policy.zero_grad()
+        loss.backward()
+        found[name] = peers.sampled_gradient(policy)
+    for name in ("all", "apart"):
+        assert train.check_gradient("TRL", found["fused"], found[name], 1e-5) < 1e-5
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_older_gpus_have_no_flash_attention(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     attention._has_flash.cache_clear()
     with FakeTensorMode(), Operations() as ran:
-        states = [torch.empty(1, 2, 20, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+        states = [torch.empty(1, n, 20, 64, dtype=torch.bfloat16, device="cuda") for n in (2, 1, 1)]
         segments = Segments(PARTS).to("cuda")
         found, _ = attend(SimpleNamespace(), *states, None, segments=segments, sliding_window=4)
     assert found.shape == (1, 20, 2, 64)

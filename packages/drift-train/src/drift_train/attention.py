@@ -180,10 +180,20 @@ def attend(
     for part, q, (k, v) in zip(segments.parts, queries, pairs, strict=True):
         seen = segments.mask(part, sliding_window, query.device)
         if softcap is None:
-            gqa = query.shape[1] != key.shape[1]
+            groups = q.shape[1] // k.shape[1]
+            if q.is_cuda:
+                # With a mask, or in float32, the one kernel for grouped heads stores all scores.
+                k, v, groups = repeat_kv(k, groups), repeat_kv(v, groups), 1
             outputs.append(
                 scaled_dot_product_attention(
-                    q, k, v, seen, dropout, is_causal=seen is None, scale=scaling, enable_gqa=gqa
+                    q,
+                    k,
+                    v,
+                    seen,
+                    dropout,
+                    is_causal=seen is None,
+                    scale=scaling,
+                    enable_gqa=groups > 1,
                 )
             )
         else:
