@@ -142,11 +142,11 @@ def run(loss: Loss, shape: Shape, folder: Path) -> dict[str, float]:
     factor_R = torch.empty(shape.rows, dtype=torch.float64).exponential_().to(shape.device)
     # What is imported when it is first called is no memory of the head's.
     torch.autograd.backward(loss(hidden_RD[:1], weight_VD[:1], target_R[:1] * 0, factor_R[:1]))
-    hidden_RD.grad = weight_VD.grad = None
+    _forget(hidden_RD, weight_VD)
     before = own_bytes("VmRSS")
     taken = []
     for _ in range(1 + STEPS):
-        hidden_RD.grad = weight_VD.grad = None
+        _forget(hidden_RD, weight_VD)
         start = _clock(shape.device)
         torch.autograd.backward(loss(hidden_RD, weight_VD, target_R, factor_R))
         taken.append(_clock(shape.device) - start)
@@ -216,6 +216,11 @@ def show(console: Console, name: str, found: dict[str, Any]) -> None:
         memory = (f"{peak / 1e6:,.0f}", f"{peak / max(own['peak']):.2f}")
         table.add_row(contender, f"{seconds:.2f}", *of_ours, *memory, f"{taken['off']:.1e}")
     console.print(table)
+
+
+def _forget(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        tensor.grad = None
 
 
 def _clock(device: str) -> float:
