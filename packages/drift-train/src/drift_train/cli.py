@@ -28,6 +28,7 @@ from drift_train.pushing import prepare_push, print_push, push
 from drift_train.state import newest, read_state
 from drift_train.strategies import strategy_named
 from drift_weights.command_line import ask, option_words, refuse
+from drift_weights.models import commit_of
 
 COMMANDS = {
     "fit": "train a policy on weighted turns",
@@ -98,6 +99,9 @@ class TrainCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """All that the command needs; a dry run needs no trainer, nor the devices that it asks for."""
+        model = self.config[self.config.subcommand].model
+        # Else the first who reads of it tries for a minute to reach the Hub.
+        commit_of(model.model, model.revision)
         if not self.config[self.config.subcommand].dry_run:
             super().instantiate_classes()
             return

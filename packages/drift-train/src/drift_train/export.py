@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from drift_train.lora import check_base, merged, save_adapter
+from drift_train.base import check_base
+from drift_train.lora import merged, save_adapter
 from drift_train.model_card import CARD, load_evaluation, make_model_card
 from drift_train.module import BASE, CONFIG, GENERATION, Described, WeightedSFT
 from drift_train.state import State, check_files, load_tensors, newest, read_state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,37 +78,6 @@ def merged(policy: PreTrainedModel) -> PreTrainedModel:
     policy._hf_peft_config_loaded = False
     del policy.peft_config
     return policy
-
-
-def base_of(policy: PreTrainedModel, source: str) -> dict[str, Any]:
-    """What adapters belong to: a commit of the Hub, or sha256 over the weights of a folder.
-
-    Args:
-        policy: as it was read, before it was trained.
-        source: folder or Hub id that it was read from.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        return {"commit": getattr(policy.config, "_commit_hash", None)}
-    digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return {"sha256": digest.hexdigest()}
-
-
-def check_base(found: dict[str, Any] | None, wanted: dict[str, Any] | None, source: str) -> None:
-    """Hold the weights that adapters are put on against those that they were trained on.
-
-    Raises:
-        ValueError: they are others.
-    """
-    if found is not None and wanted is not None and found != wanted:
-        raise ValueError(
-            f"{source} holds {found}, the checkpoint's adapters were trained on {wanted}; give model.model "
-            "(and model.revision) as they were"
-        )
 
 
 def _refuse_tied(policy: PreTrainedModel) -> None:

@@ -21,17 +21,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
 from drift_train.attention import check_packed
+from drift_train.base import base_of, check_base, resumed_base
 from drift_train.compiled import check_compiler
 from drift_train.dressing import dress
 from drift_train.head import Head, head_nll, weighted_head_nll
 from drift_train.held_out import HeldOutSums
 from drift_train.layout import MicroBatch, StepBatch
-from drift_train.lora import LoRA, base_of, check_base
+from drift_train.lora import LoRA
 from drift_train.loss import Reduction, token_factors
 from drift_train.optimizing import Schedule, parameter_groups, vectors_of
 from drift_train.precision import GradientSums, check_precision
 from drift_train.state import together
 from drift_train.strategies import StateFolders
+from drift_weights.models import commit_of
 from drift_weights.names import check_model
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -280,11 +282,14 @@ class WeightedSFT(LightningModule):
         checkpoint["manifest"] = about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse adapters of another base.
+        """Refuse adapters of another base; a whole policy has the weights of the state, and its base.
 
         Raises:
             ValueError: the weights are not those that the adapters were trained on.
         """
+        if self._lora is None:
+            self.base = resumed_base(checkpoint, BASE, self.hparams["model"])
+            return
         wanted = checkpoint["manifest"].get(BASE)
         together(lambda: check_base(self.base, wanted, self.hparams["model"]), only_first=True)
 
@@ -301,9 +306,11 @@ class WeightedSFT(LightningModule):
             _say_trusted(self.hparams["model"])
         # Lightning's default device here is the strategy's, whose generator would draw other adapters.
         with torch.device("cpu"):
-            read = AutoModelForCausalLM.from_pretrained(**self._source(), dtype=self._number_type())
-            if self._lora is not None:
-                self.base = base_of(read, self.hparams["model"])
+            source = self._source()
+            commit = commit_of(self.hparams["model"], source["revision"])
+            source["revision"] = commit or source["revision"]
+            self.base = base_of(self.hparams["model"], commit, hashed=self._lora is not None)
+            read = AutoModelForCausalLM.from_pretrained(**source, dtype=self._number_type())
             return self._dressed(read)
 
     def _dressed(self, policy: PreTrainedModel) -> PreTrainedModel:
