@@ -103,13 +103,13 @@ def test_a_hub_model_has_one_name_from_its_first_use_on(
     cache.mkdir()
     shutil.copy(source / "config.json", cache)
 
-    def config_of(name: str, file: str, **_: Any) -> str:
-        assert (name, file) == ("some/model", "config.json")
+    def config_of(name: str, file: str, revision: str) -> str:
+        assert (name, file, revision) == ("some/model", "config.json", "c" * 40)
         return str(cache / file)
 
     def loading(load: Any) -> Any:
-        def load_from_cache(name: str, **options: Any) -> Any:
-            assert name == "some/model"
+        def load_from_cache(name: str, *, revision: str, **options: Any) -> Any:
+            assert (name, revision) == ("some/model", "c" * 40)
             shutil.copytree(source, cache, dirs_exist_ok=True)
             return load(cache, **options)
 
@@ -118,6 +118,7 @@ def test_a_hub_model_has_one_name_from_its_first_use_on(
     def only_tokenizer(name: str, **_: Any) -> Any:
         return AutoTokenizer.from_pretrained(source)
 
+    monkeypatch.setattr(transformers_engine, "commit_of", lambda name, revision: "c" * 40)
     monkeypatch.setattr(transformers_engine, "cached_file", config_of)
     monkeypatch.setattr(
         transformers_engine,

@@ -16,6 +16,7 @@ from typing import Any
 from drift_rollout.engine import Completion, Request
 from drift_rollout.engines.openai_server import Server
 from drift_rollout.engines.options import OpenAIOptions
+from drift_weights.models import commit_of
 
 _CLOSING_S = 10.0
 
@@ -194,4 +195,4 @@ def _tokenizer(name: str, revision: str | None) -> Any:
         from transformers import AutoTokenizer
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; a tokenizer needs drift-rollout[transformers]") from error
-    return AutoTokenizer.from_pretrained(name, revision=None if Path(name).is_dir() else revision)
+    return AutoTokenizer.from_pretrained(name, revision=commit_of(name, revision))

@@ -20,7 +20,7 @@ from drift_rollout.engines.fingerprint import model_weights
 from drift_rollout.engines.sampling import draw, uniforms
 from drift_rollout.engines.slots import Sequence, Slots
 from drift_weights.fingerprint import folder_weights, policy_fingerprint
-from drift_weights.names import check_model
+from drift_weights.models import commit_of
 from drift_weights.types import FinishReason
 
 _PREFILL = 8192
@@ -74,11 +74,12 @@ class TransformersEngine:
                 raise ValueError(f"{name} must be at least 1, got {bound}")
         weights = None
         if isinstance(model, str | Path):
-            name, place = check_model(str(model)), _device(device)
+            name, place = str(model), _device(device)
+            revision = commit_of(name, revision) or revision
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, revision=revision)
             model = _load(name, revision, dtype, attention).to(place)
             # Loading first: it is what brings a Hub model's weights into the folder.
-            weights = folder_weights(_folder(name, model, revision))
+            weights = folder_weights(_folder(name, revision))
         if tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: pass tokenizer=")
         model.eval()
@@ -305,12 +306,10 @@ def _device(name: str) -> str:
     return name
 
 
-def _folder(name: str, model: Any, revision: str | None) -> Path:
+def _folder(name: str, revision: str | None) -> Path:
     """Where the files lie that a model was loaded from."""
     if Path(name).is_dir():
         return Path(name)
-    # The commit that was loaded, though the branch may have moved since.
-    loaded = getattr(model.config, "_commit_hash", None) or revision
-    file = cached_file(name, "config.json", revision=loaded)
+    file = cached_file(name, "config.json", revision=revision)
     assert file is not None, "a missing file raises"
     return Path(file).parent

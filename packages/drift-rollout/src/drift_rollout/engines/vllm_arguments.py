@@ -13,6 +13,7 @@ from drift_rollout.engine import EngineError, Request
 from drift_rollout.engines.adapter import adapter_policy, adapter_rank
 from drift_rollout.engines.options import VLLMOptions
 from drift_weights.fingerprint import folder_weights, policy_fingerprint
+from drift_weights.models import commit_of
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What max_lora_rank may be."""
@@ -40,7 +41,7 @@ def start(model: str, revision: str | None, options: VLLMOptions) -> tuple[Any, 
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install drift-rollout[vllm]") from error
     names = {field.name for field in fields(AsyncEngineArgs)}
-    commit = _commit(model, revision)
+    commit = commit_of(model, revision) or revision
     arguments = engine_arguments(model, commit, options, names)
     try:
         return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments)), commit
@@ -196,16 +197,6 @@ def _adapter_arguments(options: VLLMOptions) -> dict[str, Any]:
         raise ValueError(f"{options.adapter} is of rank {rank}, and vLLM takes {_LORA_RANKS[-1]} at most")
     room = next(size for size in _LORA_RANKS if size >= rank)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
-
-
-def _commit(model: str, revision: str | None) -> str | None:
-    """The commit of a Hub id, so that all of it is loaded from one, though a branch may move."""
-    if Path(model).is_dir():
-        return revision
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    return getattr(config, "_commit_hash", None) or revision
 
 
 def _folder(model: str, revision: str | None) -> Path:
