@@ -212,6 +212,40 @@ def test_a_refused_key_or_model_ends_the_run_at_once(serve, status, kind, said) 
     assert len(server.calls) == 1
 
 
+OTHERS = {"data": [{"id": "other", "owned_by": "somebody"}, {"id": "third"}]}
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_name_that_is_not_served_costs_one_request(serve, status) -> None:
+    refusal = Reply(status=status, body={"detail": "pinned to other"}, after=0.1)
+    server, engine = serve(lambda call: refusal, models=OTHERS, concurrency=8)
+    engine.submit([ask(f"r{n}") for n in range(20)])
+    said = rf"has no model 'm' \(HTTP {status}\); it serves other, third\. .* It said: pinned to other"
+    with pytest.raises(ValueError, match=said):
+        engine.poll(timeout=5)
+    time.sleep(0.3)
+    assert len(server.calls) == 1
+
+
+def test_a_name_that_is_not_listed_may_be_an_alias(serve) -> None:
+    """Once it was answered, as many go at once as ever, and a refusal is that request's alone."""
+    bad = Reply(status=400, body={"detail": "odd field"})
+    server, engine = serve(
+        lambda call: bad if call.number == 1 else replace(chat(), after=0.2), models=OTHERS, concurrency=3
+    )
+    engine.submit([ask(f"r{n}") for n in range(7)])
+    got = gather(engine, 7)
+    assert sum(completion.error is not None for completion in got.values()) == 1
+    assert server.most_at_once == 3
+
+
+def test_a_first_prompt_that_is_too_long_is_no_wrong_name(serve) -> None:
+    too_long = Reply(status=400, body={"detail": "exceeds the context length"})
+    _, engine = serve(failing(1, too_long), models=OTHERS)
+    assert answered(engine, ask()).no_room
+    assert answered(engine, ask("b")).error is None
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_key_that_is_refused_at_the_opening_raises_there(status) -> None:
     with LoopbackOpenAI(models=status) as server, pytest.raises(PermissionError, match="OPENAI_API_KEY"):

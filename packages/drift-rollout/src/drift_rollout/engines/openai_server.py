@@ -71,6 +71,8 @@ class Server:
         )
         self._headers: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
         self._gate = asyncio.Semaphore(options.concurrency)
+        self._first = asyncio.Lock()
+        self._unknown: ValueError | None = None
         self._failures = 0
         self._answered = False
         self.served = Served()
@@ -97,11 +99,21 @@ class Server:
             return failed(request, error)
         room = self.context_length - len(prompt)
         async with self._gate:
+            async with self._first:
+                # Alone, so that a wrong name costs one request and not as many as go at once.
+                if self._doubtful:
+                    return self._unknown or await self._ask(request, room)
             return await self._ask(request, room)
 
     async def close(self) -> None:
         """Hang up."""
         await self._client.close()
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the name may be wrong: not answered yet, nor listed, which aliases are not."""
+        listed = not self.served.names or self._model in self.served.names
+        return not listed and not self._answered
 
     async def _ask(self, request: Request, room: int) -> Completion | Exception:
         try:
@@ -144,15 +156,20 @@ class Server:
         status = error.status_code
         if status in (401, 403):
             return self._key_refused(status)
-        if status == 404:
-            known = ", ".join(self.served.names) or "nothing that it lists"
-            return ValueError(
-                f"{self._options.base_url} has no model {self._model!r} (HTTP 404); it serves {known}. "
-                "Name one of these, and give base_url with the /v1"
-            )
-        unavailable = status >= 500 or status in _UNAVAILABLE
         said = _message(error.response.text)
+        unavailable = status >= 500 or status in _UNAVAILABLE
+        if status == 404 or (self._doubtful and not unavailable and not failed(request, said).no_room):
+            self._unknown = self._no_model(status, said)
+            return self._unknown
         return self._failed(request, f"HTTP {status}: {said}", unavailable=unavailable)
+
+    def _no_model(self, status: int, said: str) -> ValueError:
+        known = ", ".join(self.served.names) or "nothing that it lists"
+        return ValueError(
+            f"{self._options.base_url} has no model {self._model!r} (HTTP {status}); it serves {known}. "
+            "Name one of these, and give base_url with the /v1. It said: "
+            f"{self._without_key(said)[:_SHOWN]}"
+        )
 
     async def _lost(self, request: Request, error: openai.APIConnectionError) -> Completion | Exception:
         if not await self._listens():
