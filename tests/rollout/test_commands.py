@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from drift_rollout.cli import main
 from drift_rollout.journal import JournalReader
@@ -85,6 +86,47 @@ def test_a_tokenizer_that_is_not_here_is_not_fetched(
     code, said = refused(capsys, ["sample", str(problems), folder, str(tmp_path / "run"), "--dry-run"])
     assert code == 2
     assert "there is no such folder" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--seed=7", "seed: 0 before, 7 now"),
+        ("--sampling.temperature=0.5", "'temperature': 1.0.* before, .*'temperature': 0.5.* now"),
+        ("--prompt={user: 'Say {problem}', system: null}", "prompt: .* before, .* now"),
+        ("--pilot=0", "at least 1 problem must be taken"),
+        ("--round=-1", r"round must lie in \[0, 2\^31\)"),
+        ("--samples=0", "samples must be at least 1"),
+        ("--protocol.max_turns=0", "max_turns must be at least 1"),
+        ("--verifier=nobody", "nobody"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_model_is_loaded(
+    change: str,
+    said: str,
+    problems: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = words(problems, tmp_path / "run")
+    main(run)
+    opened: list[object] = []
+    monkeypatch.setattr("drift_rollout.cli.open_engine", lambda *args, **_: opened.append(args))
+    code, found = refused(capsys, [*run, change])
+    assert code == 2
+    assert re.search(said, found)
+    assert not opened
+
+
+def test_a_run_beside_another_is_refused_before_the_model_is_loaded(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = words(problems, tmp_path / "run")
+    main(run)
+    monkeypatch.setattr("drift_rollout.cli.open_engine", None)
+    with FileLock(tmp_path / "run/journal.sqlite.lock"):
+        assert "another run is writing" in refused(capsys, run)[1]
 
 
 def test_a_pilot_projects_the_whole_and_its_work_is_kept(

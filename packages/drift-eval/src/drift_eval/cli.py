@@ -131,7 +131,7 @@ def run(
             return
         _refuse_scores(out)
         check_grammar(template, judge)
-        check_run(found, judge, config, out)
+        check_run(found, judge, config, out, about={"prompt": asdict(template)})
         about, origin = (
             {"prompt": asdict(template)},
             origin_of(model, revision, found.origin, engine_facts(engine)),

@@ -161,11 +161,12 @@ def sample(
             asked = overlap_question or row_format(source, question=question).question
             found = without_overlap(found, overlap_with, overlap, question=asked, drop_ending=drop_ending)
         found = _taken(console, found, limit)
+        chosen = found if pilot is None else fewer(found, pilot)
         if check_gold:
             print_golds(console, found, judge)
             return
         check_grammar(template, judge)
-        check_run(found, judge, config, out)
+        check_run(found, judge, config, out, about={"prompt": asdict(template)})
         print_plan(console, found, config, engine.name)
         if dry_run:
             tokenizer = tokenizer_at_hand(stand_in or model, None if stand_in else revision)
@@ -182,7 +183,7 @@ def sample(
         with early_end(), closing(open_engine(engine, model, revision=revision)) as opened:
             print_notes(console, opened.tokenizer, config)
             if pilot is not None:
-                sample_pilot(console, job, opened, pilot, price)
+                sample_pilot(console, job, opened, chosen, price)
                 return
             folder, unscored = sample_all(console, job, opened)
     print_sampled(console, job, folder, unscored)

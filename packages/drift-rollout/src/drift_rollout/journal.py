@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,8 @@ _PATIENCE = 60.0
 _LOOK = 0.2
 """Seconds to wait for the lock: who only asks whether it is held, holds it himself for a moment."""
 
+_WRITING = "another run is writing to {path}; wait for it, or choose another output"
+
 _PORTION = 256
 """Trajectories that are read at once."""
 
@@ -70,6 +72,10 @@ class Plan:
     problems: int
     manifest: dict[str, Any]
     """What its trajectories folder says of where they are from."""
+
+
+class EmptyJournalError(ValueError):
+    """A run was killed, or is, before its journal held anything."""
 
 
 class JournalReader:
@@ -92,9 +98,8 @@ class JournalReader:
             if tables:
                 self._db.execute(f"SELECT {KEY}, {SUMMARY} FROM trajectory LIMIT 1")
         if not tables:
-            # A run was killed, or is, between the file and its tables.
             self._db.close()
-            raise ValueError(f"{path} holds nothing yet")
+            raise EmptyJournalError(f"{path} holds nothing yet")
 
     def __enter__(self) -> Self:
         return self
@@ -120,10 +125,17 @@ class JournalReader:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run was made with."""
+        """What the run was made with.
+
+        Raises:
+            EmptyJournalError: it does not say so yet.
+        """
         with self._errors_named():
-            found: dict[str, Any] = json.loads(self._db.execute("SELECT config FROM run").fetchone()[0])
-            return found
+            row = self._db.execute("SELECT config FROM run").fetchone()
+        if row is None:
+            raise EmptyJournalError(f"{self._path} holds nothing yet")
+        found: dict[str, Any] = json.loads(row[0])
+        return found
 
     @property
     def plan(self) -> Plan | None:
@@ -231,9 +243,7 @@ class Journal(JournalReader):
         try:
             self._lock.acquire(timeout=_LOOK)
         except Timeout as error:
-            raise ValueError(
-                f"another run is writing to {path}; wait for it, or choose another output"
-            ) from error
+            raise ValueError(_WRITING.format(path=path)) from error
         self._clock = clock
         try:
             self._connect(path)
@@ -303,17 +313,40 @@ class Journal(JournalReader):
                 with self._db:
                     self._db.execute("INSERT INTO run VALUES (?)", (json.dumps(config, sort_keys=True),))
                 return
-        before = json.loads(stored[0])
-        different = [
-            f"{name}: {before.get(name)!r} before, {config.get(name)!r} now"
-            for name in sorted(before.keys() | config.keys())
-            if before.get(name) != config.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"{self._path} belongs to a run with another configuration; resume with the same one or "
-                "choose another output:\n  " + "\n  ".join(different)
-            )
+        _refuse_other(self._path, json.loads(stored[0]), config)
+
+
+def check_config(path: Path, config: Mapping[str, Any], *, unknown: Collection[str]) -> None:
+    """Hold a configuration against that of a journal, if there is one, before all of it is known.
+
+    Args:
+        unknown: names of settings that will be known later.
+
+    Raises:
+        ValueError: they differ, another run is writing to it, or it is no journal.
+    """
+    try:
+        with JournalReader(path) as journal:
+            if journal.live:
+                raise ValueError(_WRITING.format(path=path))
+            before = journal.config
+    except (FileNotFoundError, EmptyJournalError):
+        return
+    known = {name: value for name, value in before.items() if name not in unknown}
+    _refuse_other(path, known, json.loads(json.dumps(config)))
+
+
+def _refuse_other(path: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    different = [
+        f"{name}: {before.get(name)!r} before, {config.get(name)!r} now"
+        for name in sorted(before.keys() | config.keys())
+        if before.get(name) != config.get(name)
+    ]
+    if different:
+        says = (
+            "belongs to a run with another configuration; resume with the same one or choose another output"
+        )
+        raise ValueError(f"{path} {says}:\n  " + "\n  ".join(different))
 
 
 def _lock_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from drift_rollout.engine import Engine
 from drift_rollout.finished import Finished
-from drift_rollout.journal import Journal, JournalReader, Plan
+from drift_rollout.journal import Journal, JournalReader, Plan, check_config
 from drift_rollout.problems import ProblemSet, check_targets
 from drift_rollout.rendering import ChatRenderer
 from drift_rollout.sampler import RolloutConfig, sample_to_journal
@@ -63,7 +63,7 @@ def rollout(
         UnscoredError: too many dialogues ended unscored; likewise.
         VerifierError: the verifier raised, or gave no `Verified`; likewise.
     """
-    check_run(problems, verifier, config, out)
+    check_run(problems, verifier, config, out, about=about)
     wanted = {problem.prompt_id for problem in problems.problems}
     # The lock is held until the folder is there: two runs that end would get in each other's way.
     with filled_journal(
@@ -133,17 +133,7 @@ def filled_journal(
         part_of: what the run is to sample in the end, if `problems` are only the first of them.
     """
     whole = part_of or problems
-    fixed = {
-        "policy": engine.policy,
-        "verifier": verifier.name,
-        "seeded": engine.seeded,
-        "protocol": asdict(config.protocol),
-        "sampling": asdict(config.sampling),
-        "seed": config.seed,
-        "round": config.round,
-        "prefill": config.prefill,
-        **(about or {}),
-    }
+    fixed = {"policy": engine.policy, "seeded": engine.seeded, **_fixed(verifier, config, about)}
     manifest: dict[str, Any] = {
         "rollout": {**fixed, "samples": config.samples, **_opening(engine, config.prefill)},
         "problems": whole.counts,
@@ -163,6 +153,19 @@ def filled_journal(
         )
         sample_to_journal(journal, problems.problems, engine, verifier, config, on_finished=on_finished)
         yield journal
+
+
+def _fixed(verifier: Verifier, config: RolloutConfig, about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What must stay the same on resume, besides what the engine says of itself."""
+    return {
+        "verifier": verifier.name,
+        "protocol": asdict(config.protocol),
+        "sampling": asdict(config.sampling),
+        "seed": config.seed,
+        "round": config.round,
+        "prefill": config.prefill,
+        **(about or {}),
+    }
 
 
 def _opening(engine: Engine, prefill: str) -> dict[str, str]:
@@ -240,14 +243,26 @@ def write_trajectories(
     return folder
 
 
-def check_run(problems: ProblemSet, verifier: Verifier, config: RolloutConfig, out: Path) -> None:
-    """What can be said of a run before its model is loaded: golds, and what lies in OUT.
+def check_run(
+    problems: ProblemSet,
+    verifier: Verifier,
+    config: RolloutConfig,
+    out: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """What can be said of a run before its model is loaded: golds, settings, and what lies in OUT.
+
+    Args:
+        about: as `rollout` gets it.
 
     Raises:
-        ValueError: golds that the verifier refuses, or an OUT/trajectories of which the export would
-            lose something: trajectories of no journal, of other problems, or of a larger K.
+        ValueError: golds that the verifier refuses, a journal in OUT of other settings or to which
+            another run is writing, or an OUT/trajectories of which the export would lose something:
+            trajectories of no journal, of other problems, or of a larger K.
     """
     check_targets(problems.problems, verifier)
+    check_config(out / JOURNAL, _fixed(verifier, config, about), unknown=("policy", "seeded"))
     if (out / "config.json").is_file():
         raise ValueError(f"{out} is a model's folder; choose another output")
     folder = out / TRAJECTORIES

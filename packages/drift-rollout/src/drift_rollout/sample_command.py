@@ -12,7 +12,7 @@ from rich.console import Console
 from drift_rollout.engine import Engine
 from drift_rollout.finished import Finished
 from drift_rollout.journal import JournalReader
-from drift_rollout.problems import ProblemSet, fewer
+from drift_rollout.problems import ProblemSet
 from drift_rollout.progress import Findings, LiveBar, duration, findings, print_findings
 from drift_rollout.run import JOURNAL, filled_journal, rollout
 from drift_rollout.sampler import RolloutConfig
@@ -31,13 +31,16 @@ class Job:
     origin: dict[str, Any]
 
 
-def sample_pilot(console: Console, job: Job, engine: Engine, pilot: int, price: float | None) -> None:
-    """Sample so many problems, and print what they found and what the whole plan would take.
+def sample_pilot(
+    console: Console, job: Job, engine: Engine, chosen: ProblemSet, price: float | None
+) -> None:
+    """Sample some of the job's problems, and print what they found and what the whole plan would take.
 
     Args:
+        chosen: the pilot's problems.
         price: of an hour of the machine.
     """
-    chosen, samples = fewer(job.problems, pilot), job.config.samples
+    samples = job.config.samples
     with (
         LiveBar(console, samples * len(chosen.problems), "pilot") as bar,
         filled_journal(

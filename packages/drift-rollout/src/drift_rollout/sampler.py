@@ -39,6 +39,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if not 0 <= self.round < 1 << 31:
+            raise ValueError(f"round must lie in [0, 2^31), got {self.round}")
 
 
 def sample(
