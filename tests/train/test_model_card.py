@@ -153,6 +153,24 @@ def test_it_names_what_made_the_policy(made: Made, tmp_path: Path) -> None:
     assert "followed by the user's `again`" in usage
 
 
+@pytest.mark.parametrize("system", [None, *HOSTILE])
+def test_it_shows_the_prompt_that_problems_were_asked_by(made: Made, system: str | None) -> None:
+    about = made.about("whole")
+    user = "Problem:\n{problem}\n\n```\nThink.\n```"
+    rollout = about["data"]["manifest"]["source"]["manifest"]["rollout"]
+    rollout["prompt"] = {"system": system, "user": user}
+    card = make_model_card(about, name="n")
+    blocks = [token for token in GFM.parse(card) if token.type == "fence" and token.info == "text"]
+    assert blocks[-1].content == user + "\n"
+    assert len(blocks) == (1 if system is None or not system.strip() else 2)
+    assert all(char.isprintable() or char == "\n" for block in blocks for char in block.content)
+    headings = [token for token in GFM.parse(card) if token.type == "heading_open"]
+    del rollout["prompt"]
+    plain = make_model_card(about, name="n")
+    assert len(headings) == sum(token.type == "heading_open" for token in GFM.parse(plain))
+    assert "Problems were asked as" not in plain
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_it_names_the_adapter(made: Made, keep: bool, tmp_path: Path) -> None:
     out = export(made.checkpoint("lora"), tmp_path / "out", keep_adapter=keep)

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from drift_weights.card.markdown import code, escaped, fence, number, table
+from drift_weights.card.markdown import code, escaped, fence, number, table, visible
 from drift_weights.folder import is_folder
 from drift_weights.manifest import read_manifest
 from drift_weights.names import check_repo_id
@@ -274,7 +274,20 @@ def _usage(about: Mapping[str, Any]) -> str:
             'policy = AutoPeftModelForCausalLM.from_pretrained(".")',
         ]
     lines.append('tokenizer = AutoTokenizer.from_pretrained(".")')
-    return f"{turns}. {opened}\n\n{fence(chr(10).join(lines), 'python')}"
+    blocks = [f"{turns}. {opened}", fence("\n".join(lines), "python"), *_prompt(_rollout(about))]
+    return "\n\n".join(blocks)
+
+
+def _prompt(rollout: Mapping[str, Any]) -> Iterator[str]:
+    """The template that the problems of its training were asked by, as far as the data say."""
+    prompt = rollout.get("prompt")
+    if not isinstance(prompt, Mapping):
+        return
+    for key, what in (("system", "The system message of its training"), ("user", "Problems were asked as")):
+        text = prompt.get(key)
+        if isinstance(text, str) and text.strip():
+            yield f"{what}:"
+            yield fence("\n".join(visible(line) for line in text.split("\n")))
 
 
 def _rollout(about: Mapping[str, Any]) -> Mapping[str, Any]:
