@@ -55,8 +55,6 @@ SHAPES = {
 """Of benchmarks/train_data.py's models; rows as in a step there, or fewer."""
 LARGEST = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Relative L2 distance between a gradient and the formula's."""
-LOGITS = 2**24
-"""Of a piece of ours, at the most."""
 KEPT = 2_000_000
 """About so many entries of a gradient are compared."""
 STEPS = 2
@@ -81,10 +79,13 @@ def ours(hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor, factor_R: Tenso
 
 
 def torch_fused(
-    hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor, factor_R: Tensor, logits: int | None = None
+    hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor, factor_R: Tensor, *, as_ours: bool = False
 ) -> Tensor:
-    """torch's, in pieces of its own choice, or of at most `logits`."""
-    options = LinearCrossEntropyOptions(batch_chunk_size=logits and logits // len(weight_VD))
+    """torch's, in pieces of its own choice, or in those of ours."""
+    from drift_train.head import positions_at_once
+
+    size = positions_at_once(hidden_RD.device, len(weight_VD)) if as_ours else None
+    options = LinearCrossEntropyOptions(batch_chunk_size=size)
     fused = functional.linear_cross_entropy
     nll_R = fused(hidden_RD, weight_VD, target_R, reduction="none", options=options)
     return (factor_R.float() * nll_R).sum()
@@ -105,7 +106,7 @@ def all_logits(hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor, factor_R:
 
 CONTENDERS: dict[str, Loss] = {
     "ours": ours,
-    "torch, pieces as ours": partial(torch_fused, logits=LOGITS),
+    "torch, pieces as ours": partial(torch_fused, as_ours=True),
     "torch, its own pieces": torch_fused,
     "all logits": all_logits,
 }

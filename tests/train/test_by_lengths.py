@@ -285,6 +285,7 @@ def test_a_step_reads_nothing_back(
     """
     monkeypatch.setattr(attention, "_takes_lengths", lambda query, dropout, softcap: True)
     monkeypatch.setattr(head, "LOGITS", 3 * 64)
+    monkeypatch.setattr(head, "POSITIONS", 1)
     with torch.device("meta"):
         model = tiny_model(family, vocab=64, **WINDOWS.get(family, {})).bfloat16()
     module = WeightedSFT.from_model(model, 1e-3, reduction=reduction, gradient_checkpointing=checkpointing)
@@ -337,11 +338,15 @@ def max_lengths(micro: MicroBatch) -> tuple[int, int]:
     return max(p.length for p in parts), max(p.prefix + p.length for p in parts)
 
 
-@pytest.mark.parametrize(("device", "wanted"), [("cpu", 2**24), ("cuda", 2**27), ("cuda:1", 2**27)])
-def test_a_gpu_takes_more_logits_at_once(device: str, wanted: int) -> None:
-    assert head.logits_at_once(device) == wanted
+@pytest.mark.parametrize(
+    ("device", "vocab", "wanted"),
+    [("cpu", 10_000, 2**22 // 10_000), ("cpu", 150_000, 128), ("cuda:1", 100_000, 2**27 // 100_000)],
+)
+def test_pieces_are_short_but_not_too_short_and_longer_on_a_gpu(
+    device: str, vocab: int, wanted: int
+) -> None:
     with FakeTensorMode():
         hidden = torch.empty(10_000, 4, device=device.split(":")[0])
-        pieces = list(head._pieces(head.Head(lambda h: h, 100_000), hidden, hidden[:, 0]))
-    assert max(len(piece[0]) for piece in pieces) == wanted // 100_000
+        pieces = list(head._pieces(head.Head(lambda h: h, vocab), hidden, hidden[:, 0]))
+    assert max(len(piece[0]) for piece in pieces) == wanted
     assert sum(len(piece[0]) for piece in pieces) == 10_000

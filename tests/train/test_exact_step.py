@@ -54,6 +54,7 @@ def test_the_step_is_the_literal_formula(
 ) -> None:
     """In float64, whatever the split; the loss in pieces of three tokens."""
     monkeypatch.setattr(head, "LOGITS", 3 * 64)
+    monkeypatch.setattr(head, "POSITIONS", 1)
     model, examples = tiny_double(family), grouped(supervise=supervise)
     literal = wanted(model, examples, reduction)
     for micro_tokens, world_size in SPLITS:
@@ -261,6 +262,7 @@ def test_a_loss_in_pieces_is_the_loss(
     dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "LOGITS", 7 * size)
+    monkeypatch.setattr(head, "POSITIONS", 1)
     torch.manual_seed(0)
     hidden, weight = torch.randn(10, 4, dtype=dtype), torch.randn(7, 4, dtype=dtype)
     target, factor = torch.randint(0, 7, (10,)), torch.rand(10, dtype=torch.float64)
@@ -292,6 +294,7 @@ def test_a_loss_goes_backward_once() -> None:
 
 def test_no_more_logits_than_asked_for_are_ever_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "LOGITS", 5 * 64)
+    monkeypatch.setattr(head, "POSITIONS", 1)
     model, examples = tiny_double(), grouped()
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda *call: seen.append(call[2].numel()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 from io import StringIO
 from itertools import accumulate
@@ -21,7 +22,6 @@ from drift_train import (
     WeightedSFT,
     encode,
     head,
-    memory,
     planning,
     step_batch,
 )
@@ -48,7 +48,7 @@ def plan_of(folder: str, **changes: Any) -> RunPlan:
     module.hparams.update(changes.pop("hparams", {}))
     chosen = {"batch_size": 8, "micro_tokens": 300, **changes.pop("data", {})}
     data = WeightedDataModule.from_table(changes.pop("table", TABLE), folder, **chosen)
-    usual = {"strategy": "auto", "devices": 1, "precision": "32-true", "max_steps": 6}
+    usual = {"strategy": "auto", "devices": 1, "precision": "32-true", "max_steps": 6, "device": "cpu"}
     return plan_run(module, data, **{**usual, **changes})
 
 
@@ -172,6 +172,8 @@ def test_a_long_run_is_extrapolated_from_its_first_steps(
 
 def taken(module: WeightedSFT, micro: MicroBatch, context: AbstractContextManager[Any]) -> tuple[int, int]:
     """Bytes that a forward keeps for its backward, weights and their copies aside; and the peak of both."""
+    # What an earlier pass left would be freed in this one, and hide what it takes.
+    gc.collect()
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     shapes = {tuple(parameter.shape) for parameter in module.parameters()}
     shapes |= {shape[::-1] for shape in shapes}
@@ -236,8 +238,8 @@ def test_the_peak_of_a_second_micro_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When there are gradients already; the blocks hold most, or the head. The loss comes in pieces."""
-    monkeypatch.setattr(head, "LOGITS", 40 * vocab)
-    monkeypatch.setattr(memory, "LOGITS", 40 * vocab)
+    monkeypatch.setattr(head, "POSITIONS", 40)
+    monkeypatch.setattr(head, "LOGITS", 0)
     dtype = "bfloat16" if kind == "bfloat16" else "float32"
     shape = {**WIDE, "num_hidden_layers": layers, "tie_word_embeddings": tied}
     model = tiny_model("qwen2", vocab=vocab, **shape).train()
@@ -292,8 +294,11 @@ def test_logits_by_hand(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         plan_of(llama, **one, precision="bf16-mixed").memory.logits == (4 * 4 + 2 * 2) * supervised * VOCAB
     )
-    monkeypatch.setattr(memory, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(head, "POSITIONS", 5)
+    monkeypatch.setattr(head, "LOGITS", 0)
     assert plan_of(llama, **one).memory.logits == 4 * 4 * 5 * VOCAB
+    monkeypatch.setattr(head, "LOGITS_ON_GPU", 9 * VOCAB)
+    assert plan_of(llama, **one, device="cuda").memory.logits == 4 * 4 * 9 * VOCAB
 
 
 def test_checkpointing_keeps_one_state_a_block_and_costs_a_forward(tmp_path: Path) -> None:

@@ -78,17 +78,24 @@ class Segments:
         self._masks: dict[tuple[Any, ...], Tensor] = {}
         self._lengths: dict[torch.device, Lengths] = {}
 
-    def mask(self, part: Segment, window: int | None, device: torch.device) -> Tensor | None:
-        """What a segment sees of its prefix and itself, [length, prefix + length]; None if causal."""
+    def mask(self, part: Segment, window: int | None, like: Tensor) -> Tensor | None:
+        """What is added to a segment's scores, [length, prefix + length]; None if it is causal alone.
+
+        One tensor for all layers, in the numbers that they compute in: of a mask of truth values each
+        call of attention would make such a one of its own, and keep it for its backward.
+        """
         keys = part.prefix + part.length
         if window is not None and keys <= window:
             window = None
         if not part.prefix and window is None:
             return None
-        name = (part.prefix, part.length, window, device)
+        kind, device = _computed_in(like), like.device
+        name = (part.prefix, part.length, window, kind, device)
         if name not in self._masks:
             seen = torch.ones(part.length, keys, dtype=torch.bool, device=device).tril(part.prefix)
-            self._masks[name] = seen if window is None else seen.triu(part.prefix - window + 1)
+            if window is not None:
+                seen = seen.triu(part.prefix - window + 1)
+            self._masks[name] = _added(seen, kind)
         return self._masks[name]
 
     def forget(self) -> None:
@@ -159,11 +166,8 @@ def attend(
     """
     if segments is None and softcap is not None:
         # transformers' sdpa would leave the cap out.
-        if attention_mask is None:
-            shape = query.shape[2], key.shape[2]
-            attention_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(
-                shape[1] - shape[0]
-            )
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            attention_mask = _added(attention_mask, query.dtype)
         capped = _capped(query, key, value, attention_mask, dropout, scaling, softcap)
         return capped.transpose(1, 2), None
     if segments is None:
@@ -178,7 +182,7 @@ def attend(
     queries = torch.split(query, [part.length for part in segments.parts], dim=2)
     pairs = zip(_seen(key, segments.parts), _seen(value, segments.parts), strict=True)
     for part, q, (k, v) in zip(segments.parts, queries, pairs, strict=True):
-        seen = segments.mask(part, sliding_window, query.device)
+        added = segments.mask(part, sliding_window, query)
         if softcap is None:
             groups = q.shape[1] // k.shape[1]
             if q.is_cuda:
@@ -189,15 +193,15 @@ def attend(
                     q,
                     k,
                     v,
-                    seen,
+                    added,
                     dropout,
-                    is_causal=seen is None,
+                    is_causal=added is None,
                     scale=scaling,
                     enable_gqa=groups > 1,
                 )
             )
         else:
-            outputs.append(_capped(q, k, v, seen, dropout, scaling, softcap))
+            outputs.append(_capped(q, k, v, added, dropout, scaling, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
@@ -210,7 +214,7 @@ def check_packed(config: PretrainedConfig) -> None:
     if config._attn_implementation != SEGMENTS:
         raise ValueError(
             f"a packed row needs the attention {SEGMENTS}, the policy has {config._attn_implementation}; "
-            "pad its rows"
+            f"set it back with set_attn_implementation({SEGMENTS!r}), or lay the rows with packed=False"
         )
 
 
@@ -260,15 +264,28 @@ def _seen(states: Tensor, parts: Sequence[Segment]) -> Iterator[Tensor]:
         yield torch.cat([shared[run], own], dim=2) if part.prefix else own
 
 
+def _computed_in(states: Tensor) -> torch.dtype:
+    """What attention computes in: under autocast not in what it is given."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def _added(seen: Tensor, kind: torch.dtype) -> Tensor:
+    """0 where a key is seen, −∞ elsewhere."""
+    return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
 def _capped(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float, scaling: float | None, cap: float
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, dropout: float, scaling: float | None, cap: float
 ) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    if seen is None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    scores = (cap * torch.tanh(scores / cap)).masked_fill(~seen, float("-inf"))
+    if added is None:
+        shape = q.shape[2], k.shape[2]
+        causal = torch.ones(shape, dtype=torch.bool, device=q.device).tril(shape[1] - shape[0])
+        added = _added(causal, scores.dtype)
+    scores = cap * torch.tanh(scores / cap) + added
     precise = torch.promote_types(scores.dtype, torch.float32)
     return drop(torch.softmax(scores, -1, dtype=precise).to(v.dtype), dropout) @ v
 

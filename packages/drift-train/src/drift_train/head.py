@@ -15,11 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-LOGITS = 2**24
-"""Most logits that are there at a time."""
+LOGITS = 2**22
+"""Most logits that are there at a time: so few that they stay near the processor."""
 LOGITS_ON_GPU = 2**27
-"""The same on a GPU: 0.5 GB in float32. Each piece passes over the head's whole gradient, and with fewer
-rows that takes longer than its arithmetic."""
+"""The same on a GPU: 0.5 GB in float32."""
+POSITIONS = 128
+"""Fewest positions of a piece, whatever its logits: each piece passes over the head's whole gradient, and
+with fewer that takes longer than its arithmetic."""
 
 
 class Head(NamedTuple):
@@ -72,13 +74,14 @@ def head_weights(policy: nn.Module) -> list[nn.Parameter]:
     return [getattr(policy.get_submodule(path), name) for path, name in names]
 
 
-def logits_at_once(device: torch.device | str) -> int:
-    """Most logits that are there at a time, on a device."""
-    return LOGITS_ON_GPU if torch.device(device).type == "cuda" else LOGITS
+def positions_at_once(device: torch.device | str, vocab: int) -> int:
+    """Positions of a piece of the loss."""
+    logits = LOGITS_ON_GPU if torch.device(device).type == "cuda" else LOGITS
+    return max(POSITIONS, logits // vocab)
 
 
 def weighted_head_nll(head: Head, hidden_RD: Tensor, target_R: Tensor, factor_R: Tensor) -> Tensor:
-    """Σ_r factor_r · −log softmax(head(hidden_r))[target_r], a piece at a time (see `logits_at_once`).
+    """Σ_r factor_r · −log softmax(head(hidden_r))[target_r], a piece at a time (see `positions_at_once`).
 
     The gradient of each piece is computed with the piece, so that no logits stay and none is
     computed twice; backward multiplies by what comes in, once.
@@ -113,8 +116,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         precise = _precise(hidden_RD.dtype)
         total = hidden_RD.new_zeros((), dtype=precise)
-        # Half precision would lose what many pieces add up to.
-        sums = [torch.zeros_like(weight, dtype=_precise(weight.dtype)) for weight in weights]
+        sums: list[Tensor] | None = None
         grad_RD = torch.zeros_like(hidden_RD)
         at = 0
         for hidden, target, factor in _pieces(head, hidden_RD, target_R, factor_R.to(precise)):
@@ -125,10 +127,17 @@ class _HeadLoss(torch.autograd.Function):
             grad, *grads = torch.autograd.grad(loss, [leaf, *weights], materialize_grads=True)
             grad_RD[at : at + len(target)] = grad
             at += len(target)
-            for sum_, part in zip(sums, grads, strict=True):
-                sum_ += part
+            if sums is None:
+                # Half precision would lose what many pieces add up to.
+                sums = [part.to(_precise(part.dtype)) for part in grads]
+            else:
+                for sum_, part in zip(sums, grads, strict=True):
+                    sum_ += part
             total += loss.detach()
-        ctx.gradients = [grad_RD, *(s.to(w.dtype) for s, w in zip(sums, weights, strict=True))]
+            # Or they would be there while the next piece is computed.
+            del grads
+        ended = [torch.zeros_like(w) for w in weights] if sums is None else sums
+        ctx.gradients = [grad_RD, *(s.to(w.dtype) for s, w in zip(ended, weights, strict=True))]
         return total
 
     @staticmethod
@@ -142,7 +151,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _pieces(head: Head, hidden_RD: Tensor, *others_R: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Runs of positions, as long as the size of the vocabulary allows."""
-    size = max(1, logits_at_once(hidden_RD.device) // head.vocab)
+    size = positions_at_once(hidden_RD.device, head.vocab)
     for at in range(0, len(hidden_RD), size):
         yield tuple(x[at : at + size] for x in (hidden_RD, *others_R))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from drift_train.head import LOGITS, has_body, head_weights
+from drift_train.head import has_body, head_weights, positions_at_once
 from drift_train.strategies import blocks
 
 SHARDED = ("fsdp2", "fsdp")
@@ -83,7 +83,8 @@ def memory_plan(
     precision: str,
     cpu_offload: bool,
     checkpointing: bool,
-    several: bool = True,
+    several: bool,
+    device: str,
 ) -> MemoryPlan:
     """What one device holds at its peak.
 
@@ -96,6 +97,7 @@ def memory_plan(
         cpu_offload: shards lie in host memory.
         checkpointing: of gradients.
         several: a step has more than one micro-batch on a device.
+        device: `cuda` or `cpu`, which takes the loss in smaller pieces.
     """
     sharded = strategy in SHARDED
     size = _bytes(policy.dtype, precision, sharded)
@@ -109,8 +111,8 @@ def memory_plan(
         {
             "activations": _activations(policy, micro, size, checkpointing),
             "again": _again(policy, micro, size, sharded) if checkpointing else 0,
-            "logits": _logits(policy, micro, size),
-            "head": _head(policy, micro, size, sharded),
+            "logits": _logits(policy, micro, size, device),
+            "head": _head(policy, micro, size, sharded, device),
         }
         for micro in micro_batches
     ]
@@ -209,31 +211,36 @@ def _summed(policy: PreTrainedModel) -> int:
     return sum(max(4, p.dtype.itemsize) * p.numel() for p in policy.parameters() if p.requires_grad)
 
 
-def _logits(policy: PreTrainedModel, micro: Micro, size: _Bytes) -> int:
+def _logits(policy: PreTrainedModel, micro: Micro, size: _Bytes, device: str) -> int:
     """What a piece of the loss holds, in float32 at least: logits, log-probabilities, gradients of both.
 
     A policy whose head cannot be told from its body makes all its logits, with their gradient.
     """
     precise = max(4, size.computed)
-    vocab = int(policy.config.get_text_config().vocab_size)
-    piece = vocab * min(micro.supervised, max(1, LOGITS // vocab))
+    vocab = _vocab(policy)
+    piece = vocab * min(micro.supervised, positions_at_once(device, vocab))
     # In half precision the logits are there a second time.
     held = 4 * precise if precise == size.computed else 4 * precise + 2 * size.computed
     whole = 0 if has_body(policy) else 2 * micro.positions * vocab * size.computed
     return whole + piece * held
 
 
-def _head(policy: PreTrainedModel, micro: Micro, size: _Bytes, sharded: bool) -> int:
-    """What a loss in pieces sums up: in float32 at least, while a piece's own gradient is there.
+def _head(policy: PreTrainedModel, micro: Micro, size: _Bytes, sharded: bool, device: str) -> int:
+    """What a loss in pieces sums up: in float32 at least, while another piece's own gradient is there.
 
     Under autocast the product that this is comes in half precision, and is copied. Hidden states with
     loss, and their gradient, come on top.
     """
     weights = sum(weight.numel() for weight in head_weights(policy) if weight.requires_grad)
     own = _stored(policy, size, sharded)
-    piece = own + (size.computed if size.computed < own else 0)
+    product = size.computed if size.computed < own else 0
+    other = own if micro.supervised > positions_at_once(device, _vocab(policy)) else 0
     states = 2 * micro.supervised * int(policy.config.get_text_config().hidden_size) * size.residual
-    return weights * (max(4, own) + piece) + states
+    return weights * (max(4, own) + other + product) + states
+
+
+def _vocab(policy: PreTrainedModel) -> int:
+    return int(policy.config.get_text_config().vocab_size)
 
 
 def parameters_of(module: torch.nn.Module, *, trained: bool = False) -> int:

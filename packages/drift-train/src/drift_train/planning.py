@@ -94,6 +94,7 @@ def plan_run(
     flops_per_second: float | None = None,
     cpu_offload: bool = False,
     utilisation: float = UTILISATION,
+    device: str = "cuda",
 ) -> RunPlan:
     """What a fit would take: the policy is built without memory, the rows are read, nothing is written.
 
@@ -109,6 +110,7 @@ def plan_run(
         flops_per_second: peak of one device, > 0; None where it is unknown.
         cpu_offload: shards in host memory; under fsdp2 and fsdp.
         utilisation: share of that peak which the time assumes, in (0, 1].
+        device: `cuda` or `cpu`.
 
     Raises:
         ValueError: a value out of its range; rows or a model that a fit would refuse.
@@ -142,6 +144,7 @@ def plan_run(
             cpu_offload=cpu_offload,
             checkpointing=checkpointing,
             several=steps.micro_batches[-1] > 1,
+            device=device,
         ),
         steps=steps,
         flops=flops,
@@ -175,6 +178,7 @@ def dry_run(module: WeightedSFT, data: WeightedDataModule, trainer: Mapping[str,
         max_steps=data.steps_of(epochs) if steps == -1 else steps,
         flops_per_second=peak_flops(torch.device("cuda:0")) if on_cuda else None,
         cpu_offload=bool(getattr(strategy, "cpu_offload", False)),
+        device="cpu" if trainer["accelerator"] == "cpu" else "cuda",
     )
 
 
