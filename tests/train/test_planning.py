@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from contextlib import AbstractContextManager, nullcontext
 from io import StringIO
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch.profiler import profile
 
 from drift_train import (
     BatchPlan,
-    MicroBatch,
     WeightedDataModule,
     WeightedSFT,
     encode,
@@ -25,15 +20,13 @@ from drift_train import (
     planning,
     step_batch,
 )
+from drift_train.memory import MemoryPlan
 from drift_train.planning import RunPlan, plan_run, print_plan
-from drift_train.precision import GradientSums
 from tiny import tiny_model
 from train.weighted_rows import FAMILIES, random_rows, weighted_table
 
 VOCAB = 300
 TABLE = weighted_table(random_rows(40, vocab=VOCAB, longest=20))
-WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4}
-"""So wide that what does not depend on the width hardly counts."""
 
 
 def shape_only(folder: Path, model: Any) -> str:
@@ -48,7 +41,7 @@ def plan_of(folder: str, **changes: Any) -> RunPlan:
     module.hparams.update(changes.pop("hparams", {}))
     chosen = {"batch_size": 8, "micro_tokens": 300, **changes.pop("data", {})}
     data = WeightedDataModule.from_table(changes.pop("table", TABLE), folder, **chosen)
-    usual = {"strategy": "auto", "devices": 1, "precision": "32-true", "max_steps": 6, "device": "cpu"}
+    usual = {"strategy": "auto", "devices": 1, "precision": "32-true", "max_steps": 6}
     return plan_run(module, data, **{**usual, **changes})
 
 
@@ -83,17 +76,26 @@ def test_weights_are_not_read_and_nothing_is_written(
 def test_states_lie_whole_or_in_equal_shards_or_on_the_host(llama: str) -> None:
     n = numbers(tiny_model(vocab=VOCAB))
 
-    def states(strategy: str, devices: int, **changes: Any) -> tuple[int, int, int, int]:
+    def states(strategy: str, devices: int, **changes: Any) -> tuple[int, int, int]:
         memory = plan_of(llama, strategy=strategy, devices=devices, **changes).memory
-        return memory.parameters, memory.gradients, memory.moments, memory.host
+        return memory.parameters, memory.moments, memory.host
 
-    assert states("single", 1) == states("ddp", 4) == (4 * n, 4 * n, 8 * n, 0)
-    assert states("fsdp2", 4) == states("fsdp", 4) == (n, n, 2 * n, 0)
-    assert states("fsdp2", 4, cpu_offload=True) == (0, 0, 0, 4 * n)
-    assert states("single", 1, precision="bf16-mixed") == (4 * n, 4 * n, 8 * n, 0)
-    assert states("single", 1, module={"dtype": "bfloat16"}) == (2 * n, 4 * n, 4 * n, 0)
-    one = {"micro_tokens": 10**6}
-    assert states("single", 1, module={"dtype": "bfloat16"}, data=one) == (2 * n, 2 * n, 4 * n, 0)
+    assert states("single", 1) == states("ddp", 4) == (4 * n, 8 * n, 0)
+    assert states("fsdp2", 4) == states("fsdp", 4) == (n, 2 * n, 0)
+    assert states("fsdp2", 4, cpu_offload=True) == (0, 0, 4 * n)
+    assert states("single", 1, precision="bf16-mixed") == (4 * n, 8 * n, 0)
+    assert states("single", 1, module={"dtype": "bfloat16"}) == (2 * n, 4 * n, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_there_from_the_second_micro_batch_on(llama: str, dtype: str) -> None:
+    """Those of half-precision parameters are summed in float32."""
+    n = numbers(tiny_model(vocab=VOCAB))
+    one, several = (
+        plan_of(llama, module={"dtype": dtype}, data={"micro_tokens": most}).memory for most in (10**6, 80)
+    )
+    assert (one.moment, one.gradients) == ("head", 0)
+    assert (several.moment, several.gradients) == ("head", 4 * n)
 
 
 def test_working_copies_by_hand(llama: str) -> None:
@@ -101,17 +103,26 @@ def test_working_copies_by_hand(llama: str) -> None:
     n, block = numbers(model), numbers(model.model.layers[0])
     outside = n - 2 * block
 
-    def working(strategy: str, precision: str) -> int:
+    def planned(strategy: str, precision: str) -> MemoryPlan:
         devices = 1 if strategy == "single" else 4
-        return plan_of(llama, strategy=strategy, devices=devices, precision=precision).memory.working
+        data = {"micro_tokens": 1}
+        return plan_of(llama, strategy=strategy, devices=devices, precision=precision, data=data).memory
 
-    # Weights and gradients of what is outside the blocks; a block with its gradient, and the next one.
-    assert working("fsdp2", "32-true") == 4 * (2 * outside + 3 * block)
-    assert working("fsdp", "bf16-mixed") == 2 * (2 * outside + 3 * block)
+    def working(strategy: str, precision: str) -> int:
+        memory = planned(strategy, precision)
+        assert memory.moment in ("head", "last block")
+        return memory.working
+
+    # Weights outside the blocks, of a block and the next one; in the backward the block's gradient.
+    for strategy, precision, size in (("fsdp2", "32-true", 4), ("fsdp", "bf16-mixed", 2)):
+        memory = planned(strategy, precision)
+        held = {"head": outside + 2 * block, "last block": outside + 3 * block}
+        assert memory.working == size * held[memory.moment]
     assert working("single", "32-true") == 0
-    assert working("single", "bf16-mixed") == 2 * n
+    # The last norm is no matrix, but counts as one.
+    assert working("single", "bf16-mixed") == 2 * (2 * block + 32)
     assert working("ddp", "32-true") == 4 * n
-    assert working("ddp", "bf16-mixed") == 4 * n + 2 * n
+    assert working("ddp", "bf16-mixed") == 4 * n + 2 * (2 * block + 32)
 
 
 @pytest.mark.parametrize("devices", [1, 3])
@@ -170,104 +181,6 @@ def test_a_long_run_is_extrapolated_from_its_first_steps(
     assert longer.tokens == 1000 * whole.tokens
 
 
-def taken(module: WeightedSFT, micro: MicroBatch, context: AbstractContextManager[Any]) -> tuple[int, int]:
-    """Bytes that a forward keeps for its backward, weights and their copies aside; and the peak of both."""
-    # What an earlier pass left would be freed in this one, and hide what it takes.
-    gc.collect()
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
-    shapes |= {shape[::-1] for shape in shapes}
-    kept = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tuple(tensor.shape) not in shapes:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    begun = sum(p.nbytes + (0 if p.grad is None else p.grad.nbytes) for p in module.parameters())
-    with profile(profile_memory=True) as watched, context:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = module.micro_loss(micro, 8)
-        total = sum(size for size, _ in kept.values())
-        kept.clear()
-        loss.backward()
-    events = watched.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return total, begun + max(accumulate(size for _, size in changes))
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-def test_activations_are_about_what_a_forward_keeps(tmp_path: Path, family: str, mixed: bool) -> None:
-    model = tiny_model(family, vocab=VOCAB, **WIDE).train()
-    table = weighted_table(random_rows(8, vocab=VOCAB, longest=60))
-    precision = "bf16-mixed" if mixed else "32-true"
-    folder = shape_only(tmp_path, model)
-    memory = plan_of(
-        folder, table=table, precision=precision, data={"micro_tokens": 10**6}, max_steps=1
-    ).memory
-    examples = encode(table, vocab_size=VOCAB).examples
-    (micro,) = step_batch(examples, np.ones(8), np.arange(8), micro_tokens=10**6).micro_batches
-    context = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-    module = WeightedSFT.from_model(model, 1e-3)
-    with context:
-        # So that there are gradients, as in all but the first micro-batch of a step.
-        module.micro_loss(micro, 8)[0].backward()
-    kept, peak = taken(module, micro, context)
-    assert memory.activations == pytest.approx(kept, rel=0.1)
-    # No optimizer yet.
-    assert memory.device - memory.moments == pytest.approx(peak, rel=0.15)
-
-
-KINDS = {"float32": "32-true", "bf16-mixed": "bf16-mixed", "bfloat16": "32-true"}
-
-
-@pytest.mark.parametrize(("vocab", "layers", "tokens"), [(4000, 4, 900), (20_000, 2, 400)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_peak_of_a_second_micro_batch(
-    tmp_path: Path,
-    kind: str,
-    tied: bool,
-    checkpointing: bool,
-    vocab: int,
-    layers: int,
-    tokens: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """When there are gradients already; the blocks hold most, or the head. The loss comes in pieces."""
-    monkeypatch.setattr(head, "POSITIONS", 40)
-    monkeypatch.setattr(head, "LOGITS", 0)
-    dtype = "bfloat16" if kind == "bfloat16" else "float32"
-    shape = {**WIDE, "num_hidden_layers": layers, "tie_word_embeddings": tied}
-    model = tiny_model("qwen2", vocab=vocab, **shape).train()
-    table = weighted_table(random_rows(16, vocab=vocab, longest=60))
-    examples = encode(table, vocab_size=vocab).examples
-    batches = step_batch(examples, np.ones(16), np.arange(16), micro_tokens=tokens).micro_batches
-    assert len(batches) > 1
-    plan = plan_of(
-        shape_only(tmp_path, model),
-        table=table,
-        precision=KINDS[kind],
-        data={"micro_tokens": tokens, "batch_size": 16},
-        module={"dtype": dtype, "gradient_checkpointing": checkpointing},
-        max_steps=1,
-    )
-    module = WeightedSFT.from_model(
-        model.to(getattr(torch, dtype)), 1e-3, gradient_checkpointing=checkpointing
-    )
-    sums = GradientSums(module.parameters())
-    context = torch.autocast("cpu", torch.bfloat16) if kind == "bf16-mixed" else nullcontext()
-    with context:
-        module.micro_loss(batches[1], 16)[0].backward()
-    sums.take()
-    summed = sum(sum_.nbytes for sum_ in sums._sums.values() if sum_ is not None)
-    _, peak = taken(module, batches[0], context)
-    assert plan.memory.device - plan.memory.moments == pytest.approx(summed + peak, rel=0.15)
-
-
 def test_capped_scores_are_all_there(tmp_path: Path) -> None:
     """For each of two layers and four heads the scores of every token in a row, and their softmax."""
     one = {"data": {"micro_tokens": 10**6}, "max_steps": 1}
@@ -281,38 +194,43 @@ def test_capped_scores_are_all_there(tmp_path: Path) -> None:
     examples = encode(TABLE, vocab_size=VOCAB).examples
     lengths = [len(examples[i].input_ids) for i in BatchPlan(examples, batch_size=8, seed=0).step(0)]
     added = capped.memory.activations - plain.memory.activations
-    assert added == 2 * 4 * (4 + 4) * sum(lengths) * max(lengths)
+    # Of each row's own tokens alone.
+    assert added == 2 * 4 * (4 + 4) * sum(length**2 for length in lengths)
 
 
-def test_logits_by_hand(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits and log-probabilities of a piece of the supervised tokens, and the gradients of both."""
+def test_the_head_by_hand(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states with their gradient; of logits, three times as many numbers; a sum, if in pieces."""
     examples = encode(TABLE, vocab_size=VOCAB).examples
     indices = BatchPlan(examples, batch_size=8, seed=0).step(0)
     supervised = sum(examples[i].supervised for i in indices)
-    one = {"data": {"micro_tokens": 10**6}, "max_steps": 1}
-    assert plan_of(llama, **one).memory.logits == 4 * 4 * supervised * VOCAB
-    assert (
-        plan_of(llama, **one, precision="bf16-mixed").memory.logits == (4 * 4 + 2 * 2) * supervised * VOCAB
-    )
-    monkeypatch.setattr(head, "POSITIONS", 5)
-    monkeypatch.setattr(head, "LOGITS", 0)
-    assert plan_of(llama, **one).memory.logits == 4 * 4 * 5 * VOCAB
-    monkeypatch.setattr(head, "LOGITS_ON_GPU", 9 * VOCAB)
-    assert plan_of(llama, **one, device="cuda").memory.logits == 4 * 4 * 9 * VOCAB
+    memory = plan_of(llama, data={"micro_tokens": 10**6}, max_steps=1).memory
+    assert memory.moment == "head"
+    states, logits = 2 * 4 * supervised * 32, 3 * 4 * VOCAB
+    assert memory.head == states + supervised * logits
+    monkeypatch.setattr(head, "POSITIONS", 60)
+    monkeypatch.setattr(head, "LOGITS_ON_GPU", 0)
+    memory = plan_of(llama, data={"micro_tokens": 10**6}, max_steps=1).memory
+    assert memory.head == states + 60 * logits + 4 * VOCAB * 32
 
 
-def test_checkpointing_keeps_one_state_a_block_and_costs_a_forward(tmp_path: Path) -> None:
+def test_lengths_need_no_masks(tmp_path: Path) -> None:
+    """On CUDA and in half precision; elsewhere all blocks share them, in the products' precision."""
+    folder = shape_only(tmp_path, tiny_model("mistral", vocab=VOCAB, sliding_window=2))
+    one = {"data": {"micro_tokens": 10**6}, "max_steps": 1, "precision": "bf16-mixed"}
+    here, there = (plan_of(folder, **one, cuda=cuda).memory for cuda in (False, True))
+    examples = encode(TABLE, vocab_size=VOCAB).examples
+    lengths = [len(examples[i].input_ids) for i in BatchPlan(examples, batch_size=8, seed=0).step(0)]
+    masks = 2 * sum(length**2 for length in set(lengths) if length > 2)
+    joined = 2 * 2 * 32 * sum(lengths)
+    assert here.activations - there.activations == masks + joined
+
+
+def test_checkpointing_costs_a_forward(tmp_path: Path) -> None:
     changes = {"num_hidden_layers": 12}
     folder = shape_only(tmp_path, tiny_model(vocab=VOCAB, **changes))
     one = {"data": {"micro_tokens": 10**6}, "max_steps": 1}
     plain = plan_of(folder, **one)
     saving = plan_of(folder, **one, hparams={"gradient_checkpointing": True})
-    examples = encode(TABLE, vocab_size=VOCAB).examples
-    rows = BatchPlan(examples, batch_size=8, seed=0).step(0)
-    states = sum(len(examples[i].input_ids) for i in rows) * 12 * 4 * 32
-    assert saving.memory.activations == states
-    tokens = states / (12 * 4 * 32)
-    assert saving.memory.again == plain.memory.activations / 12 + tokens * 2 * 4 * 64
     of_head = 6 * VOCAB * 32 * plain.steps.supervised * plain.steps.tokens
     assert (saving.flops - of_head) / (plain.flops - of_head) == pytest.approx(8 / 6), "not of the head"
 
@@ -344,7 +262,7 @@ def test_the_print_fits_80_columns_and_names_what_it_assumes(llama: str) -> None
     assert "fsdp2, 2 devices, bf16-mixed" in text
     assert f"{plan.steps.tokens:,}" in text
     assert "if 40% of peak is reached" in text
-    for name in ("memory a device", "working copies", "activations", "logits", "compute", "time"):
+    for name in ("memory a device", "working copies", "activations", "head", "compute", "time"):
         (line,) = [row for row in text.splitlines() if row.strip().startswith(name)]
         assert "about" in line
     assert "unknown" in shown(plan_of(llama))

@@ -128,14 +128,13 @@ class _HeadLoss(torch.autograd.Function):
             grad_RD[at : at + len(target)] = grad
             at += len(target)
             if sums is None:
-                # Half precision would lose what many pieces add up to.
-                sums = [part.to(_precise(part.dtype)) for part in grads]
+                sums = list(_begun(grads))
             else:
-                for sum_, part in zip(sums, grads, strict=True):
-                    sum_ += part
-            total += loss.detach()
-            # Or they would be there while the next piece is computed.
+                for sum_ in sums:
+                    # Taken away, or it would be there while the next piece is computed.
+                    sum_ += grads.pop(0)
             del grads
+            total += loss.detach()
         ended = [torch.zeros_like(w) for w in weights] if sums is None else sums
         ctx.gradients = [grad_RD, *(s.to(w.dtype) for s, w in zip(ended, weights, strict=True))]
         return total
@@ -147,6 +146,20 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("the loss of a head goes backward once")
         gradients, ctx.gradients = ctx.gradients, None
         return (None, None, None, *(gradient.mul_(incoming[0]) for gradient in gradients))
+
+
+def _begun(grads: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Sums that begin with the gradients of the first piece, each a tensor of its own."""
+    seen: set[int] = set()
+    for part in grads:
+        # Half precision would lose what many pieces add up to.
+        sum_ = part.to(_precise(part.dtype))
+        # Of two weights that are only added up autograd gives one gradient twice.
+        if sum_.data_ptr() in seen or 0 in sum_.stride():
+            sum_ = sum_.clone()
+        seen.add(sum_.data_ptr())
+        # No view, or autograd would add to a copy.
+        yield sum_.data
 
 
 def _pieces(head: Head, hidden_RD: Tensor, *others_R: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
-from drift_train.head import has_body, head_weights, positions_at_once
+from drift_train.activations import activations, head_backward, head_forward
+from drift_train.flops import multiplying
+from drift_train.head import head_weights
+from drift_train.shapes import Micro, Shape, blocks_of
 from drift_train.strategies import blocks
 
 SHARDED = ("fsdp2", "fsdp")
 """Strategies under which parameters, gradients and moments lie in shards."""
+Moment = Literal["head", "last block", "first block", "embedding"]
+"""The head's loss, behind the forward; of the backward its first block, its last one, and its end."""
+WHEN: dict[Moment, str] = {
+    "head": "in the loss",
+    "last block": "as the backward begins",
+    "first block": "as the backward ends",
+    "embedding": "behind the backward",
+}
+"""The moments in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """Bytes of one device at their peak, without CUDA's context and what the allocator wastes."""
+    """Bytes of one device at its peak, without CUDA's context and what the allocator wastes."""
 
+    moment: Moment
+    """When that is."""
     parameters: int
     gradients: int
-    """In float32 where those of half precision are summed over micro-batches."""
-    passing: int
-    """Those of one micro-batch, where they are summed elsewhere: they come as activations go."""
+    """Those that are there at that moment; a step's first micro-batch begins without any."""
     moments: int
     """AdamW's two."""
     working: int
     """About: what is whole for a while under fsdp2 and fsdp; ddp's buckets; autocast's copies."""
     activations: int
-    """About: what the largest micro-batch keeps for its backward."""
-    again: int
-    """About: under checkpointing, the block that is computed again; the loss is over by then."""
-    logits: int
-    """About: logits of one piece of the loss, their log-probabilities, and the gradients of both."""
+    """About: what the forward keeps for its backward, and its gradients."""
     head: int
-    """About: the gradient of the head, summed over the pieces, and that of one; and of what it is given."""
+    """About: logits of one piece of the loss, the gradients of its hidden states and weights."""
     host: int
     """Parameters, gradients and moments of one process in host memory, under cpu_offload."""
 
@@ -45,209 +52,177 @@ class MemoryPlan:
     def device(self) -> int:
         """All that lies on the device."""
         states = self.parameters + self.gradients + self.moments
-        passes = self.activations + max(self.again, self.logits + self.head)
-        return states + self.working + max(passes, self.passing)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Micro:
-    """The shape of one micro-batch."""
-
-    positions: int
-    """Padding included, shared tokens once."""
-    longest: int
-    """Tokens of the longest example."""
-    tokens: int
-    """Of all examples, shared ones with each."""
-    computed: int
-    """Shared ones once."""
-    supervised: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Bytes:
-    """Bytes a number takes in activations."""
-
-    residual: int
-    """Between the blocks; autocast leaves it in float32."""
-    computed: int
-    """In the matrix products."""
+        return states + self.working + self.activations + self.head
 
 
 def memory_plan(
     policy: PreTrainedModel,
-    micro_batches: Sequence[Micro],
+    steps: Sequence[Sequence[Micro]],
     *,
     strategy: str,
     devices: int,
     precision: str,
     cpu_offload: bool,
     checkpointing: bool,
-    several: bool,
-    device: str,
+    cuda: bool,
 ) -> MemoryPlan:
     """What one device holds at its peak.
 
+    Four moments of each micro-batch can be that. Where the head is computed, all activations are kept, and
+    gradients are there only of micro-batches before. In the last block, where the backward begins,
+    gradients of activations come on top, and under checkpointing all that a block keeps. In the first block
+    the gradients of all others are there; at the end the embedding's, too, beside what it is added to.
+
     Args:
-        policy: with shapes, its numbers may be missing (the meta device).
-        micro_batches: all that any device may get, at least one.
+        policy: with shapes, its numbers may be missing (the meta device); as it is dressed for training.
+        steps: the micro-batches of each, over all devices; at least one.
         strategy: `fsdp2`, `fsdp`, `ddp` or `single`.
         devices: that shards lie on, ≥ 1.
         precision: of the trainer.
         cpu_offload: shards lie in host memory.
         checkpointing: of gradients.
-        several: a step has more than one micro-batch on a device.
-        device: `cuda` or `cpu`, which takes the loss in smaller pieces.
+        cuda: whether the device is one of CUDA's, which has another attention.
     """
     sharded = strategy in SHARDED
-    size = _bytes(policy.dtype, precision, sharded)
+    shape = Shape.of(policy, precision=precision, sharded=sharded, cuda=cuda)
     parts = devices if sharded else 1
-    parameters = -(-bytes_of(policy) // parts)
-    trained = -(-bytes_of(policy, trained=True) // parts)
-    summed = several and any(p.requires_grad and p.dtype.itemsize < 4 for p in policy.parameters())
-    gradients = -(-_summed(policy) // parts) if summed else trained
     here = 0 if cpu_offload else 1
-    passes = [
-        {
-            "activations": _activations(policy, micro, size, checkpointing),
-            "again": _again(policy, micro, size, sharded) if checkpointing else 0,
-            "logits": _logits(policy, micro, size, device),
-            "head": _head(policy, micro, size, sharded, device),
-        }
-        for micro in micro_batches
+    gradients = _gradients(policy, sharded, cuda)
+    moments, later = 2 * -(-gradients.own // parts), _later(steps, devices)
+    parameters = -(-bytes_of(policy) // parts)
+    working = {m: _working(policy, strategy, shape, m, checkpointing) for m in get_args(Moment)}
+    most = max(gradients.at("embedding", later=again) for _, again in later)
+    plans = (
+        MemoryPlan(
+            moment=moment,
+            parameters=here * parameters,
+            gradients=here * -(-gradients.at(moment, later=again) // parts),
+            moments=here * moments,
+            working=working[moment],
+            activations=kept,
+            head=head,
+            host=(1 - here) * (parameters + moments + -(-most // parts)),
+        )
+        for micro, again in later
+        for moment, kept, head in _passing(shape, micro, checkpointing)
+    )
+    return max(plans, key=lambda plan: plan.device)
+
+
+def _later(steps: Sequence[Sequence[Micro]], devices: int) -> set[tuple[Micro, bool]]:
+    """Each shape of a micro-batch, and whether its device has gradients of the step from one before."""
+    return {(micro, place >= devices) for step in steps for place, micro in enumerate(step)}
+
+
+def _passing(shape: Shape, micro: Micro, checkpointing: bool) -> list[tuple[Moment, int, int]]:
+    """What comes and goes with a micro-batch at each moment: activations, and what the head holds."""
+    kept = activations(shape, micro, checkpointing=checkpointing)
+    return [
+        ("head", kept.head, head_forward(shape, micro)),
+        ("last block", kept.last_block, head_backward(shape, micro)),
+        ("first block", kept.first_block, 0),
+        ("embedding", 0, 0),
     ]
-    largest = max(passes, key=lambda p: p["activations"] + max(p["again"], p["logits"] + p["head"]))
-    return MemoryPlan(
-        parameters=here * parameters,
-        gradients=here * gradients,
-        passing=here * trained if summed else 0,
-        moments=here * 2 * trained,
-        working=_working(policy, strategy, size),
-        **largest,
-        host=(1 - here) * (parameters + gradients + 2 * trained),
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gradients:
+    """Bytes of all gradients, over all shards."""
+
+    own: int
+    """In the dtype of their parameters."""
+    half: int
+    """Of these, of parameters in half precision."""
+    sums: int
+    """In float32, of those in half precision, over micro-batches (`drift_train.precision`)."""
+    cast: int
+    """What a CPU makes of one in half precision before it is added to its sum."""
+    block: int
+    """Of these, of a block."""
+    table: int
+    """Of these, of the input embedding; 0 where it is frozen."""
+    tied: bool
+    """Whether it is the head as well."""
+
+    def at(self, moment: Moment, *, later: bool) -> int:
+        """Those that are there; `later` where a micro-batch before has left its own.
+
+        Autograd adds to a gradient in place, but the embedding's is as large as itself, and made beside
+        the one that it is added to, and beside the head's where both are one. GradientSums take what
+        is in half precision away after each micro-batch.
+        """
+        sums, added = (self.sums, not self.half) if later else (0, False)
+        if moment in ("head", "last block"):
+            return sums + (self.own - self.half if later else 0)
+        made = self.table * (added + self.tied)
+        if moment == "embedding":
+            return sums + self.own + max(made, self.cast if later else 0)
+        return sums + self.own + made - self.table - (0 if added else self.block)
+
+
+def _gradients(policy: PreTrainedModel, sharded: bool, cuda: bool) -> _Gradients:
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    half = [p for p in trained if p.dtype.itemsize < 4]
+    table: Any = policy.get_input_embeddings().weight
+    # In shards one is whole for a while, and counted in `working`.
+    whole = table.requires_grad and not sharded
+    return _Gradients(
+        own=sum(p.nbytes for p in trained),
+        half=sum(p.nbytes for p in half),
+        sums=4 * sum(p.numel() for p in half),
+        cast=0 if cuda else 4 * max((p.numel() for p in half), default=0),
+        block=0
+        if sharded
+        else max((bytes_of(block, trained=True) for block in blocks_of(policy)), default=0),
+        table=table.nbytes if whole else 0,
+        tied=any(table is weight for weight in head_weights(policy)),
     )
 
 
-def _bytes(dtype: torch.dtype, precision: str, sharded: bool) -> _Bytes:
-    computed = 2 if precision == "bf16-mixed" else dtype.itemsize
-    # The sharded strategies gather weights in the arithmetic's precision.
-    return _Bytes(residual=computed if sharded else dtype.itemsize, computed=computed)
-
-
-def _working(policy: PreTrainedModel, strategy: str, size: _Bytes) -> int:
+def _working(
+    policy: PreTrainedModel, strategy: str, shape: Shape, moment: Moment, checkpointing: bool
+) -> int:
     """What comes on top of a device's own share of parameters and gradients.
 
     Under fsdp2 and fsdp what is outside the blocks (embedding, head) stays whole from the forward to
-    the end of the backward, with its gradient; of the blocks one is computed with, its gradient
-    included, while the next is gathered. ddp keeps its gradients a second time, in buckets. Under
-    autocast a copy of the weights in half precision lasts the step.
+    the end of the backward, with its gradient; of the blocks one is computed with, in the backward with
+    its gradient, while the next is gathered. ddp keeps its gradients a second time, in buckets.
     """
     if strategy in SHARDED:
-        each = [2 * parameters_of(b) + parameters_of(b, trained=True) for b in blocks(policy)]
-        inside = sum(parameters_of(b) for b in blocks(policy))
-        inside_trained = sum(parameters_of(b, trained=True) for b in blocks(policy))
-        outside = parameters_of(policy) - inside + parameters_of(policy, trained=True) - inside_trained
-        return (outside + max(each)) * size.computed
-    copies = parameters_of(policy) * size.computed if size.computed < policy.dtype.itemsize else 0
-    return copies + (bytes_of(policy, trained=True) if strategy == "ddp" else 0)
+        return _gathered(policy, moment) * shape.computed
+    buckets = bytes_of(policy, trained=True) if strategy == "ddp" else 0
+    return buckets + (
+        _copied(policy, moment, checkpointing) * shape.computed if shape.computed < shape.weights else 0
+    )
 
 
-def _activations(policy: PreTrainedModel, micro: Micro, size: _Bytes, checkpointing: bool) -> int:
-    """What a forward keeps for its backward: all of each block, or under checkpointing its input, r·h."""
-    config: PreTrainedConfig = policy.config.get_text_config()
-    if checkpointing:
-        return micro.positions * int(config.num_hidden_layers * size.residual * config.hidden_size)
-    return int(config.num_hidden_layers * _block(policy, micro, size))
+def _gathered(policy: PreTrainedModel, moment: Moment) -> int:
+    """Numbers that are whole: parameters, and gradients so far."""
+    inside = blocks(policy)
+    outside = parameters_of(policy) - sum(parameters_of(block) for block in inside)
+    numbers = outside + 2 * max(parameters_of(block) for block in inside)
+    if moment != "head":
+        numbers += max(parameters_of(block, trained=True) for block in inside)
+    if moment in ("first block", "embedding"):
+        numbers += parameters_of(policy, trained=True)
+        numbers -= sum(parameters_of(block, trained=True) for block in inside)
+    return numbers
 
 
-def _again(policy: PreTrainedModel, micro: Micro, size: _Bytes, sharded: bool) -> int:
-    """All of a block, with the gradients of the two widest states of its MLP.
-
-    The gradient of a head that is the embedding as well waits meanwhile for the embedding's.
-    """
-    table = cast(Tensor, policy.get_input_embeddings().weight)
-    tied = any(weight is table for weight in head_weights(policy) if weight.requires_grad)
-    waits = table.numel() * max(4, _stored(policy, size, sharded)) if tied else 0
-    inner = 2 * size.computed * _inner(policy.config.get_text_config())
-    return _block(policy, micro, size) + micro.positions * int(inner) + waits
+def _copied(policy: PreTrainedModel, moment: Moment, checkpointing: bool) -> int:
+    """Numbers that autocast has a copy of: a block's from its forward, or the one before its backward."""
+    if moment == "embedding" or (moment == "head" and checkpointing):
+        return 0
+    if moment == "first block" or checkpointing:
+        return max((parameters_of(block) for block in blocks_of(policy)), default=0)
+    return int(multiplying(policy).body)
 
 
-def _block(policy: PreTrainedModel, micro: Micro, size: _Bytes) -> int:
-    """What a block keeps for its backward, counted by operation as in Korthikanti et al. 2022, sec. 4.1.
-
-    Theirs is 34·h bytes a token and block, for a 4·h MLP with GELU and dropout. Ours has a gated MLP of
-    width f, no dropout, norms in float32, attention that stores no scores, and q numbers each of queries,
-    and of keys and values once repeated. With r and c bytes a number (see
-    `_Bytes`), n = 2 copies of normed states, or 5 where autocast makes one for each matrix:
-
-        2·(4 + r)·h + c·(n·h + 4·q + 4·f)
-
-    Eager attention, and one with capped scores, adds 4 + c bytes for each head and position.
-    """
-    config: PreTrainedConfig = policy.config.get_text_config()
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    queries = (getattr(config, "head_dim", None) or hidden // heads) * heads
-    copies = 2 if size.residual == size.computed else 5
-    numbers = copies * hidden + 4 * queries + 4 * _inner(config)
-    token = 2 * (4 + size.residual) * hidden + size.computed * numbers
-    # A cap on scores is computed on all of them, as in Gemma 2.
-    if policy.config._attn_implementation == "eager" or getattr(config, "attn_logit_softcapping", None):
-        token += (4 + size.computed) * heads * micro.longest
-    return micro.positions * int(token)
-
-
-def _inner(config: PreTrainedConfig) -> int:
-    """Numbers of a token's widest state in the MLP."""
-    return int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-
-
-def _stored(policy: PreTrainedModel, size: _Bytes, sharded: bool) -> int:
-    """Bytes of a number of the weights that are multiplied with, and of its gradient."""
-    return size.computed if sharded else policy.dtype.itemsize
-
-
-def _summed(policy: PreTrainedModel) -> int:
-    """Bytes of the gradients as `drift_train.precision` sums them: in float32 at least."""
-    return sum(max(4, p.dtype.itemsize) * p.numel() for p in policy.parameters() if p.requires_grad)
-
-
-def _logits(policy: PreTrainedModel, micro: Micro, size: _Bytes, device: str) -> int:
-    """What a piece of the loss holds, in float32 at least: logits, log-probabilities, gradients of both.
-
-    A policy whose head cannot be told from its body makes all its logits, with their gradient.
-    """
-    precise = max(4, size.computed)
-    vocab = _vocab(policy)
-    piece = vocab * min(micro.supervised, positions_at_once(device, vocab))
-    # In half precision the logits are there a second time.
-    held = 4 * precise if precise == size.computed else 4 * precise + 2 * size.computed
-    whole = 0 if has_body(policy) else 2 * micro.positions * vocab * size.computed
-    return whole + piece * held
-
-
-def _head(policy: PreTrainedModel, micro: Micro, size: _Bytes, sharded: bool, device: str) -> int:
-    """What a loss in pieces sums up: in float32 at least, while another piece's own gradient is there.
-
-    Under autocast the product that this is comes in half precision, and is copied. Hidden states with
-    loss, and their gradient, come on top.
-    """
-    weights = sum(weight.numel() for weight in head_weights(policy) if weight.requires_grad)
-    own = _stored(policy, size, sharded)
-    product = size.computed if size.computed < own else 0
-    other = own if micro.supervised > positions_at_once(device, _vocab(policy)) else 0
-    states = 2 * micro.supervised * int(policy.config.get_text_config().hidden_size) * size.residual
-    return weights * (max(4, own) + other + product) + states
-
-
-def _vocab(policy: PreTrainedModel) -> int:
-    return int(policy.config.get_text_config().vocab_size)
-
-
-def parameters_of(module: torch.nn.Module, *, trained: bool = False) -> int:
+def parameters_of(module: nn.Module, *, trained: bool = False) -> int:
     """Parameters, tied ones once."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
-def bytes_of(module: torch.nn.Module, *, trained: bool = False) -> int:
+def bytes_of(module: nn.Module, *, trained: bool = False) -> int:
     """Bytes of the parameters, tied ones once."""
     return sum(p.nbytes for p in module.parameters() if p.requires_grad or not trained)

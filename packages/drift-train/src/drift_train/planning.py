@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from drift_train.data import WeightedDataModule
 from drift_train.flops import PEAK_FLOPS, multiplying, peak_flops
 from drift_train.layout import Bin, deal
-from drift_train.memory import SHARDED, MemoryPlan, Micro, memory_plan, parameters_of
+from drift_train.memory import SHARDED, WHEN, MemoryPlan, memory_plan, parameters_of
 from drift_train.module import WeightedSFT
 from drift_train.precision import check_precision
 from drift_train.pruning import Pruning
+from drift_train.shapes import Micro
 from drift_train.strategies import STRATEGIES, count_devices, uses_cuda
 
 SAMPLED_STEPS = 200
@@ -93,8 +94,8 @@ def plan_run(
     max_steps: int,
     flops_per_second: float | None = None,
     cpu_offload: bool = False,
+    cuda: bool = True,
     utilisation: float = UTILISATION,
-    device: str = "cuda",
 ) -> RunPlan:
     """What a fit would take: the policy is built without memory, the rows are read, nothing is written.
 
@@ -109,8 +110,8 @@ def plan_run(
         max_steps: optimizer steps, ≥ 1.
         flops_per_second: peak of one device, > 0; None where it is unknown.
         cpu_offload: shards in host memory; under fsdp2 and fsdp.
+        cuda: whether the devices are CUDA's, whose attention keeps less.
         utilisation: share of that peak which the time assumes, in (0, 1].
-        device: `cuda` or `cpu`.
 
     Raises:
         ValueError: a value out of its range; rows or a model that a fit would refuse.
@@ -137,14 +138,13 @@ def plan_run(
         precision=precision,
         memory=memory_plan(
             policy,
-            [micro for step in layout for micro in step],
+            layout,
             strategy=strategy,
             devices=devices,
             precision=precision,
             cpu_offload=cpu_offload,
             checkpointing=checkpointing,
-            several=steps.micro_batches[-1] > 1,
-            device=device,
+            cuda=cuda,
         ),
         steps=steps,
         flops=flops,
@@ -178,7 +178,8 @@ def dry_run(module: WeightedSFT, data: WeightedDataModule, trainer: Mapping[str,
         max_steps=data.steps_of(epochs) if steps == -1 else steps,
         flops_per_second=peak_flops(torch.device("cuda:0")) if on_cuda else None,
         cpu_offload=bool(getattr(strategy, "cpu_offload", False)),
-        device="cpu" if trainer["accelerator"] == "cpu" else "cuda",
+        # Where it is left open, the devices may be elsewhere.
+        cuda=trainer["accelerator"] not in ("cpu", "mps"),
     )
 
 
@@ -249,15 +250,27 @@ def _layout(data: WeightedDataModule, devices: int, max_steps: int) -> list[list
 
 def _micro(data: WeightedDataModule, units: Bin, times: Mapping[int, int]) -> Micro:
     rows = [(data._train[i], times[i]) for unit in units for i in unit.rows]
-    longest = max(len(example.input_ids) for example, _ in rows)
     computed = sum(unit.computed for unit in units)
+    longest = max(len(example.input_ids) for example, _ in rows)
+    runs = tuple(_runs(data, units)) if data.packed else len(rows) * ((longest, 0),)
     return Micro(
-        positions=computed if data.packed else len(rows) * longest,
-        longest=longest,
+        positions=sum(length for length, _ in runs),
+        runs=runs,
         tokens=sum(len(example.input_ids) * often for example, often in rows),
         computed=computed,
         supervised=sum(example.supervised * often for example, often in rows),
     )
+
+
+def _runs(data: WeightedDataModule, units: Bin) -> Iterator[tuple[int, int]]:
+    """The segments of a packed row: tokens, and those of the beginning that they see."""
+    for unit in units:
+        if unit.shared:
+            yield unit.shared, 0
+        for index in unit.rows:
+            own = len(data._train[index].input_ids) - unit.shared
+            if own:
+                yield own, unit.shared
 
 
 def _steps(data: WeightedDataModule, layout: list[list[Micro]], devices: int, max_steps: int) -> StepsPlan:
@@ -314,16 +327,14 @@ def _step_lines(plan: RunPlan, steps: StepsPlan) -> Iterator[tuple[str, str]]:
 
 
 def _memory_lines(memory: MemoryPlan) -> Iterator[tuple[str, str]]:
-    yield "memory a device", f"about {decimal(memory.device)}; driver and fragmentation come on top"
+    yield "memory a device", f"about {decimal(memory.device)} at its peak, {WHEN[memory.moment]};"
+    yield "", "driver and fragmentation come on top"
     yield "  parameters", decimal(memory.parameters)
     yield "  gradients", decimal(memory.gradients)
     yield "  AdamW's moments", decimal(memory.moments)
     yield "  working copies", f"about {decimal(memory.working)}"
-    yield "  activations", f"about {decimal(memory.activations)}, largest micro-batch"
-    if memory.again:
-        yield "  a block, again", f"about {decimal(memory.again)}; or the next two, if they are more"
-    yield "  logits", f"about {decimal(memory.logits)}, a piece of the loss, gradients included"
-    yield "  head's gradient", f"about {decimal(memory.head)}, summed over the pieces"
+    yield "  activations", f"about {decimal(memory.activations)}"
+    yield "  head", f"about {decimal(memory.head)}, a piece of the logits, gradients included"
     if memory.host:
         yield "memory of the host", f"{decimal(memory.host)} a device"
 
