@@ -196,6 +196,29 @@ def test_a_name_alone_in_a_file_is_told_what_to_write(
     )
 
 
+@pytest.mark.parametrize("words", [["--config", "{}"], ["--config={}"]])
+@pytest.mark.parametrize(
+    ("group", "value", "shown"), [("verifier", "[math]", "['math']"), ("engine", "7", "7")]
+)
+def test_a_list_or_a_number_is_no_group(
+    problems: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    group: str,
+    value: str,
+    shown: str,
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"problems: {problems}\nmodel: {problems}\nout: out\n{group}: {value}\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", *(word.format(config) for word in words)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {config}: {group} is a group of options, such as {group}: {{name: NAME}}, not {shown}\n"
+    )
+
+
 def test_the_options_of_a_verifier_may_stand_in_a_file_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

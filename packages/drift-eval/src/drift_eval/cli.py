@@ -30,7 +30,7 @@ from drift_rollout.problems import load_problems
 from drift_rollout.prompts import PromptTemplate, check_grammar, choose_template
 from drift_rollout.protocol import FEEDBACK
 from drift_rollout.run import JOURNAL, check_run, origin_of, rollout
-from drift_rollout.shorthand import named_words, spelled_out
+from drift_rollout.shorthand import check_groups, named_words, spelled_out
 from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
 from drift_weights.command_line import option_words, refuse
 from drift_weights.folder import refuse_existing
@@ -44,6 +44,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of drift-eval; a user's mistake is one line and exit code 2, a verifier that raised 1."""
     try:
         words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
+        check_groups(words)
         auto_cli([score, run], args=words, prog="drift-eval", exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(spelled_out(error))

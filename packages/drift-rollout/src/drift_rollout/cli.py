@@ -44,7 +44,7 @@ from drift_rollout.run import JOURNAL, check_run, origin_of
 from drift_rollout.run import export as export_folder
 from drift_rollout.sample_command import Job, print_sampled, sample_all, sample_pilot
 from drift_rollout.sampler import RolloutConfig
-from drift_rollout.shorthand import named_words, spelled_out
+from drift_rollout.shorthand import check_groups, named_words, spelled_out
 from drift_rollout.stored_log import open_log
 from drift_rollout.verifiers.opening import VerifierOptions, open_verifier
 from drift_weights.command_line import option_words, refuse
@@ -61,6 +61,7 @@ def main(args: list[str] | None = None) -> None:
     words = named_words(option_words(sys.argv[1:] if args is None else args, flags=_FLAGS))
     commands: dict[str, Any] = {"sample": sample, "status": status, "export": export, "reverify": reverify}
     try:
+        check_groups(words)
         auto_cli(commands, args=words, as_positional=True, exit_on_error=False)
     except (ValueError, OSError, ArgumentError) as error:
         refuse(spelled_out(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 # With and without None for a default, jsonargparse complains in two ways.
 _NAME_ALONE = re.compile(
@@ -14,6 +15,30 @@ _NAME_ALONE = re.compile(
 def named_words(words: Sequence[str]) -> list[str]:
     """Let `--engine NAME` stand for `--engine.name NAME`, and so for the verifier."""
     return [re.sub(r"^--(engine|verifier)(?==|$)", r"--\1.name", word) for word in words]
+
+
+def check_groups(words: Sequence[str]) -> None:
+    """Refuse a YAML file whose engine or verifier is a list or a number: jsonargparse would pass over it.
+
+    Raises:
+        ValueError: it is one.
+    """
+    import yaml
+
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    named = [word.partition("=")[2] or after for word, after in pairs if re.match("--config(=|$)", word)]
+    for path in filter(Path.is_file, map(Path, named)):
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            # Its reader says so better.
+            continue
+        for group in ("engine", "verifier"):
+            value = settings.get(group) if isinstance(settings, dict) else None
+            if not isinstance(value, dict | str | None):
+                raise ValueError(
+                    f"{path}: {group} is a group of options, such as {group}: {{name: NAME}}, not {value!r}"
+                )
 
 
 def spelled_out(error: Exception) -> Exception:
