@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -82,6 +82,7 @@ def test_tokens_come_out_in_proportion(temperature: float, top_p: float) -> None
     st.sampled_from([1e-9, 0.5, 1.0]),
     st.one_of(st.floats(0, LAST), st.sampled_from([0.0, LAST])),
 )
+@example([0.0, -1.175494351e-38], 1e-60, 1.0, 0.75)
 def test_no_token_of_probability_zero_is_ever_drawn(
     logits: list[float], temperature: float, top_p: float, uniform: float
 ) -> None:

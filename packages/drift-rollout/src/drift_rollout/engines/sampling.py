@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,7 +82,13 @@ def _choose(
     if any(temperature != 1 for temperature in temperature_A):
         smallest = torch.finfo(logits_AV.dtype).tiny
         scale_A = logits_AV.new_tensor([max(t, smallest) for t in temperature_A])
-        drawn_AV = _above_zero(logits_AV) / scale_A[:, None]
+        below_AV = _above_zero(logits_AV)
+        drawn_AV = below_AV / scale_A[:, None]
+        frozen = [0 < temperature < smallest for temperature in temperature_A]
+        if any(frozen):
+            # Too small a temperature for this type leaves the likeliest, however near the others are.
+            frozen_A = torch.tensor(frozen, device=logits_AV.device)
+            drawn_AV = drawn_AV.masked_fill(frozen_A[:, None] & (below_AV < 0), -math.inf)
     else:
         drawn_AV = logits_AV
     prob_AV = drawn_AV.softmax(-1)
