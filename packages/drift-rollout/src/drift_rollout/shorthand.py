@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # With and without None for a default, jsonargparse complains in two ways.
@@ -25,7 +26,7 @@ def check_groups(words: Sequence[str]) -> None:
     """
     import yaml
 
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = pairwise([*words, ""])
     named = [word.partition("=")[2] or after for word, after in pairs if re.match("--config(=|$)", word)]
     for path in filter(Path.is_file, map(Path, named)):
         try:
