@@ -267,7 +267,8 @@ def _seen(states: Tensor, parts: Sequence[Segment]) -> Iterator[Tensor]:
 def _computed_in(states: Tensor) -> torch.dtype:
     """What attention computes in: under autocast not in what it is given."""
     kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    casts = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else states.dtype
 
 
 def _added(seen: Tensor, kind: torch.dtype) -> Tensor:

@@ -200,7 +200,9 @@ class WeightedSFT(LightningModule):
         scheduler = cast(LRScheduler, self.lr_schedulers())
         _seed(batch.seed)
         total = torch.zeros((), device=self.device)
-        sums = GradientSums(self.policy.parameters() if len(batch.micro_batches) > 1 else ())
+        # The optimizer's: after a validation fsdp2's policy shows whole ones, which get no gradient.
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        sums = GradientSums(trained if len(batch.micro_batches) > 1 else ())
         for place, micro in enumerate(batch.micro_batches, start=1):
             # What is taken away after each micro-batch has met by then.
             meet = sums or place == len(batch.micro_batches)

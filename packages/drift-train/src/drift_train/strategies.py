@@ -277,7 +277,7 @@ class FSDP(StateFolders, FSDPStrategy):
         trained = [parameter for parameter in policy.parameters() if parameter.grad is not None]
         own = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in trained])
         # Offloaded shards lie on the host, for which the group may not speak.
-        squares = own.to(self.root_device) ** 2
+        squares = own.to(self.root_device, torch.float64) ** 2
         torch.distributed.all_reduce(squares)
         norm = squares.sqrt()
         torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
