@@ -256,6 +256,16 @@ def test_attention_of_segments_is_attention_of_rows(
         torch.testing.assert_close(one, other)
 
 
+def test_autocast_leaves_float64_and_its_masks_alone() -> None:
+    states = [torch.randn(1, 2, 9, 8, dtype=torch.float64) for _ in range(3)]
+    segments = Segments([Segment(0, 4, 0, 0), Segment(4, 9, 0, 4)])
+    wanted_, _ = attend(SimpleNamespace(), *states, None, segments=segments)
+    segments.forget()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(SimpleNamespace(), *states, None, segments=segments)
+    torch.testing.assert_close(found, wanted_)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_a_loss_in_pieces_is_the_loss(
